@@ -1,0 +1,39 @@
+# Each csrc/kernels/<op>/<op>_test.cpp with all the kernels, torch left out and the CUDA kernels compiled as C++ over
+# csrc/emulation: as released, under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer.
+enable_testing()
+find_package(Threads REQUIRED)
+
+set(PYKD_FLAVOURS plain address thread)
+set(PYKD_FLAVOUR_plain)
+set(PYKD_FLAVOUR_address -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all)
+set(PYKD_FLAVOUR_thread -O1 -g -fno-omit-frame-pointer -fsanitize=thread)
+
+# ThreadSanitizer's shadow memory does not fit every Linux's address randomisation, which setarch -R switches off.
+execute_process(COMMAND setarch -R true RESULT_VARIABLE result OUTPUT_QUIET ERROR_QUIET)
+if(result EQUAL 0)
+  set(PYKD_RUN_thread setarch -R)
+endif()
+
+file(GLOB PYKD_TEST_SOURCES CONFIGURE_DEPENDS csrc/kernels/*/*_test.cpp)
+file(GLOB PYKD_KERNELS_CUDA CONFIGURE_DEPENDS csrc/kernels/*/*_cuda.cu)
+set_source_files_properties(${PYKD_KERNELS_CUDA} PROPERTIES LANGUAGE CXX COMPILE_DEFINITIONS PYKD_EMULATE_CUDA)
+
+foreach(flavour IN LISTS PYKD_FLAVOURS)
+  set(flags ${PYKD_FLAVOUR_${flavour}})
+  pykd_isa_levels(levels kernels_${flavour} FLAGS ${flags} SOURCES ${PYKD_KERNELS})
+  add_library(others_${flavour} OBJECT ${PYKD_CORE} ${PYKD_KERNELS_CUDA})
+  target_compile_options(others_${flavour} PRIVATE ${PYKD_STRICT} ${flags})
+  foreach(test IN LISTS PYKD_TEST_SOURCES)
+    get_filename_component(name ${test} NAME_WE)
+    add_executable(${name}_${flavour} ${test} ${levels} $<TARGET_OBJECTS:others_${flavour}>)
+    target_compile_options(${name}_${flavour} PRIVATE ${PYKD_STRICT} ${flags})
+    target_link_options(${name}_${flavour} PRIVATE ${flags})
+    target_link_libraries(${name}_${flavour} PRIVATE Threads::Threads)
+    add_test(NAME ${name}_${flavour} COMMAND ${PYKD_RUN_${flavour}} $<TARGET_FILE:${name}_${flavour}>)
+    set_tests_properties(${name}_${flavour} PROPERTIES TIMEOUT 600)
+  endforeach()
+endforeach()
+
+# The kernels as released: tests/test_isa_levels.py reads their symbols.
+list(TRANSFORM PYKD_ISA_LEVELS PREPEND kernels_plain_ OUTPUT_VARIABLE released)
+add_custom_target(isa_levels DEPENDS ${released})

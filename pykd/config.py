@@ -1,0 +1,327 @@
+"""Recipes: the options of a run, read from YAML, checked, and written back.
+
+Nothing is imported or instantiated from a file. This module needs no torch, so that a mistyped recipe is told at once.
+"""
+
+import difflib
+import inspect
+import itertools
+import json
+import re
+import reprlib
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pykd.errors import PykdError
+
+T = TypeVar("T")
+Count = Annotated[int, Field(strict=True, ge=1, le=10**9)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+LARGEST_RECIPE_BYTES = 1 << 20
+
+
+class ConfigError(PykdError):
+    """A recipe, a key or a value is wrong; the message is one sentence that names it."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class Training(_Strict):
+    """How one network is trained.
+
+    >>> Training(epochs=3, lr=1e-2).lr
+    0.01
+    """
+
+    epochs: Count = Field(10, description="passes over the training data")
+    batch_size: Count = Field(128, description="global batch, over all processes")
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    lr: Finite = Field(1e-3, gt=0, description="peak learning rate")
+    momentum: Finite = Field(0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: Finite = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine", "step"] = Field(
+        "cosine", description='stepped once an optimiser step; "step" divides the rate by 10 at 50 % and at 75 %'
+    )
+    warmup: Finite = Field(0.0, ge=0, lt=1, description="share of the steps with a linearly rising rate")
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    accumulate: Count = Field(1, description="micro-batches an optimiser step")
+    clip_norm: Annotated[Finite, Field(gt=0)] | None = None
+    augment: bool = Field(
+        False, strict=True, description="augment as data.augment says; the teacher's logits are then not cached"
+    )
+
+
+class Data(_Strict):
+    """Which images a run reads, and how much of the training part is held out for every choice."""
+
+    name: Literal["digits", "mnist", "imagefolder"] = "digits"
+    root: str | None = Field(None, description="folder of the files; else $PYKD_DATA, else ./data")
+    holdout: Finite = Field(0.1, gt=0, lt=1, description="share of the training data, of every class, never trained on")
+    image_size: Annotated[Count, Field(le=4096)] | None = Field(
+        None, description="imagefolder: shorter side is scaled to this and the centre is cut out"
+    )
+    memory_limit_gib: Finite = Field(2.0, ge=0, description="larger image folders are decoded anew in every epoch")
+    augment: Literal["shift", "shift_flip"] = Field(
+        "shift", description="random shift by up to an eighth of the side, with or without a random mirror image"
+    )
+
+
+class Network(BaseModel):
+    """A network of ``pykd.models`` by name; every other key is an argument of the network.
+
+    >>> Network(name="mlp", widths=[32]).arguments
+    {'widths': [32]}
+    """
+
+    model_config = ConfigDict(extra="allow", validate_default=True)
+
+    name: str
+    weights: str | None = Field(None, description="safetensors file to start from; a teacher is then not trained")
+    training: Training = Training()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The network's own arguments."""
+        return dict(self.model_extra or {})
+
+
+class Config(_Strict):
+    """A whole recipe: what ``pykd distill`` runs and a run folder's ``config.yaml`` holds."""
+
+    description: str = ""
+    method: dict[str, Any] = Field(description="name of a method of pykd.methods, and its fields")
+    data: Data = Data()
+    teacher: Network
+    student: Network
+    baselines: list[str] = ["alone", "clean"]
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] = 0
+    checkpoint_seconds: Finite = Field(30.0, gt=0)
+    keep_checkpoints: Count = 2
+    cache_logits: bool = Field(
+        True, strict=True, description="keep the teacher's logits in memory where the data are not augmented"
+    )
+
+    @field_validator("method")
+    @classmethod
+    def _method_has_a_name(cls, method: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(method.get("name"), str):
+            raise ValueError("should have a name, e.g. {name: noisy_teacher}")
+        return method
+
+    @field_validator("student")
+    @classmethod
+    def _student_starts_fresh(cls, student: Network) -> Network:
+        if student.weights is not None:
+            raise ValueError("should not have weights: a student is always trained from its initial values")
+        return student
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML that loads to an equal ``Config``."""
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars (``1e-3`` is a number, ``no`` a word); no duplicate keys, no aliases, no tags."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, Any]]]] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not supported", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                raise yaml.constructor.ConstructorError(None, None, "keys are words", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} occurs twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that YAML 1.2 or YAML 1.1 would read as something else."""
+
+
+_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+for _tag, _form in {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(0|[1-9][0-9]*)",
+    "float": _FLOAT,
+}.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), [None])
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), [None])
+
+
+def _parse(text: str | bytes, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{where}: not valid YAML{line}: {error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        reason = re.split("[;\n]", str(error))[0]
+        raise ConfigError(f"{where}: not valid YAML: {reason}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: nested too deeply") from error
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What to try instead of ``word``, as the end of a sentence.
+
+    >>> nearest("epcohs", ["epochs", "lr"])
+    "did you mean 'epochs'?"
+    >>> nearest("zzz", ["epochs", "lr"])
+    'known are epochs, lr'
+    """
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known) or 'none'}"
+
+
+def _explain(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    problem = next((each for each in problems if each["type"] == "extra_forbidden"), problems[0])
+    path = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        model: Any = Config
+        for part in problem["loc"][:-1]:
+            model = model.model_fields[part].annotation
+        return f"unknown key {path!r}; {nearest(str(problem['loc'][-1]), model.model_fields)}"
+    if problem["type"] == "missing":
+        return f"{path} is missing"
+    if problem["type"] in ("dict_type", "model_type"):
+        return f"{path} should be a mapping, got {reprlib.repr(problem['input'])}"
+    message = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return f"{path} {message}, got {reprlib.repr(problem['input'])}"
+
+
+def override(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """``recipe`` with every ``key.key=value`` put in; values are read as YAML.
+
+    >>> override({"student": {"name": "mlp"}}, ["student.widths=[8, 8]"])
+    {'student': {'name': 'mlp', 'widths': [8, 8]}}
+
+    Raises:
+        ConfigError: where an assignment has no ``=``, no YAML value, or a key below something that has none.
+    """
+    result = dict(recipe)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        *parents, last = keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise ConfigError(f"--set {assignment}: write key=value, e.g. student.training.epochs=5")
+        place = result
+        for depth, key in enumerate(parents, 1):
+            below = {} if place.get(key) is None else place[key]
+            if not isinstance(below, dict):
+                raise ConfigError(f"--set {assignment}: {'.'.join(parents[:depth])} has no keys of its own")
+            place[key] = dict(below)
+            place = place[key]
+        place[last] = _parse(text, f"--set {path}")
+    return result
+
+
+def recipes() -> dict[str, str]:
+    """Names of the packaged recipes, each with its description in one line."""
+    files = (file for file in (resources.files("pykd") / "recipes").iterdir() if file.name.endswith(".yaml"))
+    return {
+        file.name.removesuffix(".yaml"): _parse(file.read_bytes(), file.name)["description"]
+        for file in sorted(files, key=lambda file: file.name)
+    }
+
+
+def grid(axes: Iterable[str]) -> list[list[str]]:
+    """Every combination of the values of all ``key=value,value`` axes, as assignments for ``load``.
+
+    >>> grid(["method.sigma=0.1,0.5", "student.widths=[8],[16, 16]"])[3]
+    ['method.sigma=0.5', 'student.widths=[16, 16]']
+    """
+    choices = []
+    for axis in axes:
+        key, equals, text = axis.partition("=")
+        values = _parse(f"[{text}]", f"--grid {key}")
+        if not equals or not values:
+            raise ConfigError(f"--grid {axis}: write key=value,value, e.g. method.sigma=0.1,0.5")
+        choices.append([f"{key}={json.dumps(value)}" for value in values])
+    return [list(combination) for combination in itertools.product(*choices)]
+
+
+def recipe_name(source: str) -> str:
+    """The name a recipe's runs carry: the packaged name, or the file's name without its ending."""
+    return Path(source).stem if source.endswith((".yaml", ".yml")) else Path(source).name
+
+
+def load(source: str, assignments: Sequence[str] = ()) -> Config:
+    """The recipe called ``source``, or in the file ``source``, with ``key=value`` assignments put in.
+
+    >>> load("noisy_teacher-digits", ["student.training.epochs=1"]).student.training.epochs
+    1
+
+    Raises:
+        ConfigError: unknown recipe, unreadable file, broken YAML, unknown key (with the nearest right one), value.
+    """
+    if source.endswith((".yaml", ".yml")) or Path(source).is_file():
+        content = _read(Path(source))
+    else:
+        file = resources.files("pykd") / "recipes" / f"{source}.yaml"
+        if "/" in source or not file.is_file():
+            raise ConfigError(f"unknown recipe {source!r}; {nearest(source, recipes())}")
+        content = file.read_bytes()
+    recipe = _parse(content, source)
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"{source}: a recipe is a mapping with keys such as {', '.join(Config.model_fields)}")
+    try:
+        return Config.model_validate(override(recipe, assignments))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(error)}") from error
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(LARGEST_RECIPE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    if len(content) > LARGEST_RECIPE_BYTES:
+        raise ConfigError(f"{file}: larger than a recipe can be ({LARGEST_RECIPE_BYTES} bytes)")
+    return content
+
+
+def choose(known: Mapping[str, T], name: str, where: str) -> T:
+    """``known[name]``, where the name comes from a recipe's key ``where``.
+
+    Raises:
+        ConfigError: there is none of that name; says the nearest one.
+    """
+    if name not in known:
+        raise ConfigError(f"{where}: unknown name {name!r}; {nearest(name, known)}")
+    return known[name]
+
+
+def construct(factory: Callable[..., T], arguments: Mapping[str, Any], where: str, **given: Any) -> T:
+    """``factory(**arguments, **given)``, where the arguments come from a recipe's key ``where``.
+
+    Raises:
+        ConfigError: an argument that ``factory`` does not take (with the nearest it does), lacks, or refuses.
+    """
+    known = [name for name in inspect.signature(factory).parameters if name not in given]
+    for name in arguments:
+        if name not in known:
+            raise ConfigError(f"unknown key '{where}.{name}'; {nearest(name, known)}")
+    try:
+        return factory(**arguments, **given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error

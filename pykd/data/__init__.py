@@ -1,0 +1,70 @@
+"""Data sets by name, split into training, held-out and test parts."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pykd.data import digits, imagefolder, mnist
+from pykd.data.imagefolder import ImageFiles
+from pykd.data.memory import InMemory, Normalize, Sample, augment, collate, stratified
+
+if TYPE_CHECKING:
+    from pykd.config import Data
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The parts of a data set; every choice is made on ``holdout``, ``test`` is for the last row of a table."""
+
+    train: InMemory | ImageFiles
+    holdout: InMemory | ImageFiles
+    test: InMemory | ImageFiles
+    class_names: tuple[str, ...]
+    in_shape: tuple[int, int, int]
+    normalize: Normalize
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+def data_root(root: str | None) -> Path:
+    """Where files are looked for: ``root``, else ``$PYKD_DATA``, else ``./data``."""
+    return Path(root or os.environ.get("PYKD_DATA") or "data").expanduser()
+
+
+def load(data: "Data", *, seed: int = 0) -> Splits:
+    """The data set that ``data`` names; ``seed`` decides which rows are held out.
+
+    Raises:
+        PykdError: missing or broken files, in one sentence that says how to get or mend them.
+
+    Example:
+        >>> from pykd.config import Data
+        >>> splits = load(Data(name="digits"))
+        >>> len(splits.train), len(splits.holdout), len(splits.test), splits.in_shape
+        (1299, 143, 355, (1, 8, 8))
+    """
+    train: InMemory | ImageFiles
+    test: InMemory | ImageFiles
+    if data.name == "digits":
+        train, test, class_names = digits.read()
+    elif data.name == "mnist":
+        train, test, class_names = mnist.read(data_root(data.root))
+    else:
+        train, test, class_names = imagefolder.read(data_root(data.root), data)
+    kept, held = stratified(train.labels, data.holdout, seed)
+    channels, height, width = train[0][0].shape
+    return Splits(
+        train=train.subset(kept),
+        holdout=train.subset(held),
+        test=test,
+        class_names=class_names,
+        in_shape=(channels, height, width),
+        normalize=train.normalize,
+    )
+
+
+__all__ = ["ImageFiles", "InMemory", "Sample", "Splits", "augment", "collate", "data_root", "load", "stratified"]

@@ -1,0 +1,9 @@
+"""Fused operators, one function a file. Each equals its namesake in :mod:`pykd.reference`, faster."""
+
+from pykd._extension import load
+
+load()  # registers torch.ops.pykd, or says in one sentence why it cannot
+
+from pykd.ops.logit_regression import logit_regression, logit_regression_and_grad  # noqa: E402
+
+__all__ = ["logit_regression", "logit_regression_and_grad"]

@@ -1,0 +1,5 @@
+"""Every op once more in plain torch, under the same name and signature: the definition the kernels are judged against."""
+
+from pykd.reference.logit_regression import logit_regression, logit_regression_and_grad
+
+__all__ = ["logit_regression", "logit_regression_and_grad"]

@@ -1,0 +1,22 @@
+"""Training: stages, their loop on Accelerate, checkpoints, progress, and the run that strings them together."""
+
+from pykd.training.distill import Run, distill
+from pykd.training.measure import accuracy, describe
+from pykd.training.progress import show
+from pykd.training.run_folder import load_weights
+from pykd.training.stage import Batch, Method, Stage, label_loss
+from pykd.training.teacher import FrozenTeacher
+
+__all__ = [
+    "Batch",
+    "FrozenTeacher",
+    "Method",
+    "Run",
+    "Stage",
+    "accuracy",
+    "describe",
+    "distill",
+    "label_loss",
+    "load_weights",
+    "show",
+]

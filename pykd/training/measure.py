@@ -1,0 +1,66 @@
+"""What the final table says about a network."""
+
+import copy
+import statistics
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pykd.training.batches import Source
+from pykd.training.run_folder import weights
+
+LATENCY_RUNS = 200
+LATENCY_SECONDS = 1.0
+
+
+@torch.no_grad()
+def accuracy(module: nn.Module, source: Source, accelerator: Accelerator) -> tuple[int, int]:
+    """Correct answers and rows, summed over all processes; the network is left in eval mode."""
+    module.eval()
+    device = accelerator.device
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    rows = 0
+    batches = source.batches(source.large_batch, rank=accelerator.process_index, world=accelerator.num_processes)
+    for batch in batches:
+        answers = module(batch.inputs.to(device)).argmax(-1)[: batch.weight]
+        correct += (answers == batch.labels.to(device)[: batch.weight]).sum()
+        rows += batch.total
+    return int(accelerator.reduce(correct)), rows
+
+
+def describe(module: nn.Module, example: Tensor) -> dict[str, Any]:
+    """Size and speed: parameters, non-zeros, bytes of the safetensors file, median latency on the CPU.
+
+    Args:
+        module: any network; it is not changed.
+        example: one row of inputs, ``[1, ...]``.
+
+    Returns:
+        ``parameters``, ``nonzeros``, ``bytes`` and ``latency_ms`` (batch of ``example``, eval mode, torch's threads).
+
+    Example:
+        >>> describe(nn.Linear(3, 2), torch.zeros(1, 3))["parameters"]
+        8
+    """
+    parameters = list(module.parameters())
+    network = copy.deepcopy(module).cpu().eval()
+    example = example.cpu()
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(10):
+            network(example)
+        end = time.perf_counter() + LATENCY_SECONDS
+        while len(seconds) < LATENCY_RUNS and (not seconds or time.perf_counter() < end):
+            begin = time.perf_counter()
+            network(example)
+            seconds.append(time.perf_counter() - begin)
+    return {
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "nonzeros": sum(int(parameter.count_nonzero()) for parameter in parameters),
+        "bytes": len(save(weights(module))),
+        "latency_ms": statistics.median(seconds) * 1e3,
+    }

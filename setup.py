@@ -1,0 +1,79 @@
+"""Finds the running torch and lets CMake compile pykd._C against it; everything else stands in pyproject.toml."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+HOW = "pip install --no-build-isolation --no-deps ."
+
+
+def tool(name: str) -> str:
+    """The program beside the running Python (CMake and ninja are wheels, too), else the one on the PATH."""
+    path = shutil.which(name, path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]))
+    if path is None:
+        sys.exit(f"pykd: {name} is needed to compile pykd: run `pip install 'cmake>=3.26' ninja`, then `{HOW}`.")
+    return path
+
+
+def torch_settings() -> dict[str, str]:
+    """What CMake is told about the torch to build against."""
+    try:
+        import torch
+    except ImportError:
+        sys.exit(
+            "pykd: pykd is compiled against the torch it will run with, and this build sees none: "
+            f"run `pip install 'torch>=2.11' 'setuptools>=77' 'cmake>=3.26' ninja`, then `{HOW}`."
+        )
+    release = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    if release is None or tuple(map(int, release.groups())) < (2, 11):
+        sys.exit(f"pykd: torch must be 2.11 or newer, found {torch.__version__}: run `pip install 'torch>=2.11'`.")
+    return {
+        "PYKD_TORCH_DIR": str(Path(torch.__file__).parent),
+        "PYKD_TORCH_VERSION": torch.__version__.partition("+")[0],
+        "PYKD_TORCH_CUDA": torch.version.cuda or "",
+    }
+
+
+class CMakeBuild(build_ext):
+    """Builds in build/, which is kept, so that a second build compiles only what changed."""
+
+    def build_extensions(self) -> None:
+        output = Path(self.get_ext_fullpath("pykd._C")).resolve()
+        torch = torch_settings()
+        settings = {
+            **torch,
+            "CMAKE_BUILD_TYPE": "Release",
+            "CMAKE_MAKE_PROGRAM": tool("ninja"),
+            "PYKD_PYTHON_INCLUDE": sysconfig.get_path("include"),
+            "PYKD_OUTPUT": str(output),
+            "PYKD_CUDA": os.environ.get("PYKD_CUDA", "auto"),
+            "PYKD_CUDA_ARCHS": os.environ.get("PYKD_CUDA_ARCHS", ""),
+        }
+        build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch['PYKD_TORCH_VERSION']}"
+        cmake = tool("cmake")
+        jobs = os.environ.get("MAX_JOBS")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for command in (
+            [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *(f"-D{k}={v}" for k, v in settings.items())],
+            [cmake, "--build", str(build), *(["-j", jobs] if jobs else [])],
+        ):
+            try:
+                subprocess.run(command, check=True)
+            except subprocess.CalledProcessError:
+                sys.exit("pykd: the build failed; the lines above say where.")
+
+    def copy_extensions_to_source(self) -> None:
+        """For an editable install: what the build recorded lies beside the extension it describes."""
+        super().copy_extensions_to_source()
+        self.copy_file(str(Path(self.build_lib) / "pykd" / "_build_info.json"), str(ROOT / "pykd"))
+
+
+setup(ext_modules=[Extension("pykd._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,0 +1,22 @@
+"""What every test shares: tests marked gpu are skipped, with the reason, where they cannot run."""
+
+import pytest
+
+
+def _why_no_gpu() -> str | None:
+    import torch
+
+    from pykd._extension import load
+
+    built = load()
+    if not built.cuda:
+        return f"pykd is built without CUDA: {built.cuda_reason}"
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    reason = _why_no_gpu() if marked else None
+    if reason:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
