@@ -18,7 +18,7 @@ DEVICES = ["cpu"] + (
 )
 
 _ELEMENT = 16  # roundings behind one element: a handful of operations and the noise's polynomials
-_BLOCK = 64  # additions in a row before partial sums are merged
+_BLOCK = 128  # additions in a row before partial sums are merged
 
 
 def logits(shape: tuple[int, ...], dtype: torch.dtype, device: str, *, seed: int, scale: float = 3.0) -> Tensor:

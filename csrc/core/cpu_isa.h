@@ -9,7 +9,8 @@ namespace pykd {
 
 enum class CpuIsa { kBaseline, kAvx2, kAvx512 };
 
-// The best level of this processor, asked once. The environment variable PYKD_CPU_ISA (baseline, avx2, avx512) lowers it.
+// The best level of this processor, asked once. The environment variable PYKD_CPU_ISA (baseline, avx2, avx512) lowers
+// it.
 CpuIsa cpu_isa();
 const char* cpu_isa_name();
 
@@ -19,19 +20,19 @@ const char* cpu_isa_name();
 #if !defined(PYKD_ISA_BASELINE)
 #define PYKD_CPU_DOOR(function, parameters, arguments)
 #elif defined(__x86_64__)
-#define PYKD_CPU_DOOR(function, parameters, arguments)                 \
-  namespace pykd::avx2 {                                               \
-  void function parameters;                                            \
-  }                                                                    \
-  namespace pykd::avx512 {                                             \
-  void function parameters;                                            \
-  }                                                                    \
-  void pykd::function parameters {                                     \
-    switch (cpu_isa()) {                                               \
-      case CpuIsa::kAvx512: return avx512::function arguments;         \
-      case CpuIsa::kAvx2: return avx2::function arguments;             \
-      case CpuIsa::kBaseline: return baseline::function arguments;     \
-    }                                                                  \
+#define PYKD_CPU_DOOR(function, parameters, arguments)             \
+  namespace pykd::avx2 {                                           \
+  void function parameters;                                        \
+  }                                                                \
+  namespace pykd::avx512 {                                         \
+  void function parameters;                                        \
+  }                                                                \
+  void pykd::function parameters {                                 \
+    switch (cpu_isa()) {                                           \
+      case CpuIsa::kAvx512: return avx512::function arguments;     \
+      case CpuIsa::kAvx2: return avx2::function arguments;         \
+      case CpuIsa::kBaseline: return baseline::function arguments; \
+    }                                                              \
   }
 #else
 #define PYKD_CPU_DOOR(function, parameters, arguments) \

@@ -1,9 +1,11 @@
 // Philox4x32-10 (Salmon et al. 2011) and Box-Muller, written once for vectors, scalars and CUDA.
 //
 // The counter of a draw is (index, stream, row low, row high), the key is the seed:
-//   noise of class c in row r for teacher k:  index = c / 8, stream = k; word (c % 8) / 2 gives the pair of an even class
+//   noise of class c in row r for teacher k:  index = c / 8, stream = k; word (c % 8) / 2 gives the pair of an even
+//   class
 //                                             (cosine) and the odd one after it (sine)
-//   draws of the whole row r for teacher k:   index = 0, stream = k | kRowDraw; word 0 selects, word 1 gives xi (cosine)
+//   draws of the whole row r for teacher k:   index = 0, stream = k | kRowDraw; word 0 selects, word 1 gives xi
+//   (cosine)
 // A word lives in the low half of a 64-bit slot; the high half is noise until masked.
 #pragma once
 
@@ -37,9 +39,9 @@ PYKD_HD void philox(Philox<Slot> (&x)[kTogether], uint64_t seed) {
   }
 }
 
-// One word to two independent N(0, 1) values, in two steps: 20 bits for the radius, 11 for an angle in (-pi/2, pi/2), one
-// for the half of the plane. 4096 equally spaced angles integrate every moment below the 4096th exactly, and 2^20 radii
-// reach 5.4. The uniforms are exact in float; the polynomials are within 7e-8 of -2 log(1 + f) / f, 7e-9 of
+// One word to two independent N(0, 1) values, in two steps: 20 bits for the radius, 11 for an angle in (-pi/2, pi/2),
+// one for the half of the plane. 4096 equally spaced angles integrate every moment below the 4096th exactly, and 2^20
+// radii reach 5.4. The uniforms are exact in float; the polynomials are within 7e-8 of -2 log(1 + f) / f, 7e-9 of
 // sin(pi t / 2) / t and 5e-8 of cos(pi t / 2).
 
 // radius^2 = -2 log u,  u = (2 (word >> 12) + 1) / 2^21
@@ -99,7 +101,7 @@ struct RowDraw {
 PYKD_HD RowDraw row_draw(uint64_t seed, uint64_t row, uint32_t teacher, uint64_t threshold) {
   Philox<uint64_t> x[1] = {{{0, teacher | kRowDraw, row, row >> 32}}};
   philox(x, seed);
-  const uint64_t(&word)[4] = x[0].word;
+  const uint64_t (&word)[4] = x[0].word;
   return {(word[0] & 0xFFFFFFFFu) < threshold, static_cast<uint32_t>(word[1])};
 }
 

@@ -84,9 +84,7 @@ inline void store(void* to, V v) {
 
 #if defined(PYKD_ISA_AVX512)
 
-inline Slots multiply_low(Slots a, uint32_t b) {
-  return (Slots)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
-}
+inline Slots multiply_low(Slots a, uint32_t b) { return (Slots)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b)); }
 inline Floats square_root(Floats x) { return (Floats)_mm512_sqrt_ps((__m512)x); }
 inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
 inline Floats load_first(const float* from, int64_t n) { return (Floats)_mm512_maskz_loadu_ps(first(n), from); }
@@ -121,9 +119,7 @@ inline void store_first(float* to, Floats v, int64_t n) {  // in pieces: a maske
 inline Slots multiply_low(Slots a, uint32_t b) { return (Slots)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b)); }
 inline Floats square_root(Floats x) { return (Floats)_mm_sqrt_ps((__m128)x); }
 #else
-inline Slots multiply_low(Slots a, uint32_t b) {
-  return (Slots)vmull_u32(vmovn_u64((uint64x2_t)a), vdup_n_u32(b));
-}
+inline Slots multiply_low(Slots a, uint32_t b) { return (Slots)vmull_u32(vmovn_u64((uint64x2_t)a), vdup_n_u32(b)); }
 inline Floats square_root(Floats x) { return (Floats)vsqrtq_f32((float32x4_t)x); }
 #endif
 inline Floats load_first(const float* from, int64_t n) {
@@ -137,13 +133,13 @@ inline void store_first(float* to, Floats v, int64_t n) {
 
 #endif
 
-// Pairs of the words of kLanes / 2 slots, (word 0, word 1) of each in the first vectors and (word 2, word 3) in the second,
-// to [cosine, sine] x 4 a slot, slot after slot.
+// Pairs of the words of kLanes / 2 slots, (word 0, word 1) of each in the first vectors and (word 2, word 3) in the
+// second, to [cosine, sine] x 4 a slot, slot after slot.
 inline void store_pairs(float* to, Floats cosine01, Floats sine01, Floats cosine23, Floats sine23) {
 #if defined(PYKD_ISA_AVX512)
-#define PYKD_LANES(first, second) \
-  first, second, first + 1, second + 1, first + 4, second + 4, first + 5, second + 5, first + 8, second + 8, first + 9, \
-      second + 9, first + 12, second + 12, first + 13, second + 13
+#define PYKD_LANES(first, second)                                                                            \
+  first, second, first + 1, second + 1, first + 4, second + 4, first + 5, second + 5, first + 8, second + 8, \
+      first + 9, second + 9, first + 12, second + 12, first + 13, second + 13
   const __m512 even01 = (__m512)__builtin_shufflevector(cosine01, sine01, PYKD_LANES(0, 16));
   const __m512 odd01 = (__m512)__builtin_shufflevector(cosine01, sine01, PYKD_LANES(2, 18));
   const __m512 even23 = (__m512)__builtin_shufflevector(cosine23, sine23, PYKD_LANES(0, 16));

@@ -1,13 +1,13 @@
 // The noise arguments that several ops share: their rules, and their packing for the kernels.
 #pragma once
 
-#include <cmath>
-#include <limits>
-#include <optional>
-
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+
+#include <cmath>
+#include <limits>
+#include <optional>
 
 #include "core/noise.h"
 #include "torch/check.h"

@@ -11,14 +11,13 @@ REDUCTION = {"none": 0, "batchmean": 1, "sum": 2}
 
 
 def reject(op: str, *, reduction: str, noise_shape: str, noise_kind: str) -> NoReturn:
-    """Raises for the first of the names that none of the tables holds."""
-    for argument, value, table in (
+    """Raises for the first of the names that its table lacks."""
+    names: list[tuple[str, str, dict]] = [
         ("reduction", reduction, REDUCTION),
         ("noise_shape", noise_shape, PER_SAMPLE),
         ("noise_kind", noise_kind, ADDITIVE),
-    ):
-        if value not in table:
-            break
+    ]
+    argument, value, table = next(name for name in names if name[1] not in name[2])
     raise ValueError(f"{op}: {argument} must be one of {', '.join(table)}, got {value!r}") from None
 
 

@@ -33,9 +33,11 @@ def logit_regression(
 
     Args:
         student: logits :math:`g`, ``[rows, classes]``, float32, float64, float16 or bfloat16, any strides.
-        teacher: logits :math:`z`, same shape and device; its dtype may differ (float64 only together). Gets no gradient.
+        teacher: logits :math:`z`, same shape and device; its dtype may differ (float64 only together). Gets no
+            gradient.
         n_teachers: :math:`K`, independent draws whose targets are averaged.
-        reduction: ``"batchmean"`` divides the sum by the rows (0 for no rows), ``"sum"`` does not, ``"none"`` returns a row's loss each.
+        reduction: ``"batchmean"`` divides the sum by the rows (0 for no rows), ``"sum"`` does not, ``"none"`` returns
+            a row's loss each.
         sigma: standard deviation of the noise, relative to a logit (multiplicative) or in logits (additive); 0 is none.
         alpha: share of the rows that are perturbed, in [0, 1]; 0 is none.
         noise_shape: ``"logit"`` draws one value a logit, ``"sample"`` one a row.
@@ -57,7 +59,8 @@ def logit_regression(
 
     Cost:
         Each logit is read once forward and once backward; a perturbed row costs one Philox4x32-10 call and four
-        Box-Muller pairs for eight logits, an unperturbed one nothing more than clean regression. No scratch but a value a row.
+        Box-Muller pairs for eight logits, an unperturbed one nothing more than clean regression. No scratch but
+        a value a row.
 
     Determinism:
         Bitwise reproducible under a fixed seed on one device and build, for any number of threads. CPU and CUDA perturb
@@ -115,8 +118,8 @@ def logit_regression_and_grad(
         seed: as there.
         generator: as there.
         row_offset: as there.
-        out: buffer for the gradient, contiguous, shape and dtype of ``student``; may be ``student`` itself. Fresh memory costs
-            more than the arithmetic, so reuse one.
+        out: buffer for the gradient, contiguous, shape and dtype of ``student``; may be ``student`` itself.
+            Fresh memory costs more than the arithmetic, so reuse one.
         accumulate: add to ``out`` instead of overwriting it.
 
     Returns:

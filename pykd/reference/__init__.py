@@ -1,4 +1,4 @@
-"""Every op once more in plain torch, under the same name and signature: the definition the kernels are judged against."""
+"""Every op once more in plain torch, same name and signature: the definition the kernels are judged against."""
 
 from pykd.reference.logit_regression import logit_regression, logit_regression_and_grad
 

@@ -49,7 +49,9 @@ def check(student, teacher, *, reduction="batchmean", **options):
     expected = reference.logit_regression(wide, teacher.double(), reduction=reduction, seed=seed, **options)
     assert loss.dtype == (torch.float64 if student.dtype == torch.float64 else torch.float32)
     # 1/2 (d + e)^2 = 1/2 d^2 + d e: a row's loss inherits the rounding of its largest term.
-    assert_matches(loss, expected, length=classes, magnitude=size * size if reduction == "none" else float(expected.detach()))
+    assert_matches(
+        loss, expected, length=classes, magnitude=size * size if reduction == "none" else float(expected.detach())
+    )
     weight = torch.linspace(-1, 1, loss.numel(), dtype=torch.float64, device=device).reshape(loss.shape) + 0.25
     (grad,) = torch.autograd.grad(loss, leaf, weight.to(loss.dtype))
     (expected_grad,) = torch.autograd.grad(expected, wide, weight)
@@ -202,7 +204,7 @@ def test_unselected_rows_are_clean_bit_for_bit(shape, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("noise", [name for name in NOISY if "additive" not in name])
-def test_realised_loss_is_the_clean_loss_plus_R(noise, device):
+def test_realised_loss_is_the_clean_loss_plus_its_regulariser(noise, device):
     """L = 1/2 |g - z|^2 + R,  R = 1/2 |xi z|^2 - (g - z)^T (xi z), with xi the realised mean noise."""
     student, teacher = (logits((40, 100), torch.float64, device, seed=i) for i in (21, 22))
     options = {"noise_shape": "logit", "n_teachers": 1, "row_offset": 0} | NOISES[noise]
@@ -314,7 +316,7 @@ def test_threads_do_not_change_bits(noise):
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_instruction_sets_agree(isa):
-    """The levels below this processor's own draw the same noise; a whole process each, since the choice is made once."""
+    """The levels below this processor's own draw the same noise; a process each, since the choice is made once."""
     code = (
         "import torch; from pykd import _C; from pykd.ops import logit_regression_and_grad as op; "
         "from pykd.testing import logits; s, t = (logits((70, 131), torch.float32, 'cpu', seed=i) for i in (33, 34)); "
@@ -445,9 +447,7 @@ def test_meta_kernel_gives_the_shapes():
 @pytest.mark.parametrize("device", DEVICES)
 def test_second_derivative_raises(device):
     student, teacher = (logits((2, 3), torch.float64, device, seed=i) for i in (41, 42))
-    (grad,) = torch.autograd.grad(
-        logit_regression(student.requires_grad_(), teacher), student, create_graph=True
-    )
+    (grad,) = torch.autograd.grad(logit_regression(student.requires_grad_(), teacher), student, create_graph=True)
     with pytest.raises(NotImplementedError, match="second derivative"):
         torch.autograd.grad(grad.sum(), student)
 
@@ -473,9 +473,10 @@ def test_compiles_with_a_seed_of_its_own():
     compiled = torch.compile(lambda s, t: logit_regression(s, t, sigma=0.5), fullgraph=True)
     student, teacher = (logits((16, 5), torch.float32, "cpu", seed=i) for i in (45, 46))
     assert not compiled(student, teacher).equal(compiled(student, teacher)), "each call draws anew"
+    generator = torch.Generator()
+    refused = torch.compile(lambda s, t: logit_regression(s, t, sigma=0.5, generator=generator), fullgraph=True)
     with pytest.raises(Exception, match=r"cannot trace generator="):
-        generator = torch.Generator()
-        torch.compile(lambda s, t: logit_regression(s, t, sigma=0.5, generator=generator), fullgraph=True)(student, teacher)
+        refused(student, teacher)
 
 
 def test_compiles_and_grad_into_a_buffer():

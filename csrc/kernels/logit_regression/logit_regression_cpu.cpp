@@ -8,7 +8,7 @@
 namespace pykd::PYKD_ISA {
 namespace {
 
-constexpr int64_t kTile = 512;  // logits whose noise is held at a time: 2 KB, so that it stays in L1 beside the rows
+constexpr int64_t kTile = 1024;  // logits whose noise is held at a time: 4 KB, so that it stays in L1 beside the rows
 constexpr int64_t kOctets = kTile / 8;
 constexpr int kRows = 64;  // rows whose selection is drawn together: the bits of one mask
 constexpr int kSlots = kLanes / 2;
@@ -176,8 +176,8 @@ void run_part(const LogitRegression& a, const Part<T>& part, Widened<T>& widened
     const bool narrowed = kGrad && is_half(a.student_dtype);
     T* grad = narrowed ? widened.grad : static_cast<T*>(a.grad_student) + at;
     if (narrowed && kAccumulate) as_wide(a.grad_student, a.student_dtype, at, n, widened.grad);
-    part.sum[part.rows[i]] += run_row<kTarget, kGrad, kAccumulate>(student, teacher, part.noise + i * part.noise_stride,
-                                                                  grad, scale, n);
+    part.sum[part.rows[i]] +=
+        run_row<kTarget, kGrad, kAccumulate>(student, teacher, part.noise + i * part.noise_stride, grad, scale, n);
     if constexpr (sizeof(T) == sizeof(float))
       if (narrowed) narrow(grad, a.student_dtype, static_cast<uint16_t*>(a.grad_student) + at, n);
   }

@@ -14,16 +14,36 @@ namespace pykd::cuda {
 namespace {
 
 constexpr int kThreads = 256;               // of a block that shares the work with others
-constexpr int kThreadsAlone = 512;         // at most, of a block that does a small problem alone, total included
+constexpr int kThreadsAlone = 1024;         // at most, of a block that does a small problem alone, total included
 constexpr int64_t kLogitsAlone = 16384;     // the largest such problem: beyond it a second launch costs less
 constexpr int64_t kChunk = 8192;            // logits of a row a block takes: 64 rows of 32000 classes fill 132 SMs twice
 
-constexpr int logits_of_pack(bool two_bytes) { return two_bytes ? 8 : 4; }
+constexpr int logits_of_pack(size_t student_bytes, size_t teacher_bytes) {
+  return 16 / static_cast<int>(student_bytes > teacher_bytes ? student_bytes : teacher_bytes);
+}
 
 template <typename E, int kPack>
-struct alignas(sizeof(E) * kPack < 16 ? sizeof(E) * kPack : 16) Pack {
+struct alignas(sizeof(E) * kPack) Pack {
   E logit[kPack];
 };
+
+// What a pack is in one access to memory.
+template <int kBytes>
+struct AccessOf;
+template <>
+struct AccessOf<16> {
+  using Type = uint4;
+};
+template <>
+struct AccessOf<8> {
+  using Type = uint2;
+};
+template <>
+struct AccessOf<4> {
+  using Type = uint32_t;
+};
+template <typename P>
+using Access = typename AccessOf<sizeof(P)>::Type;
 
 __device__ double widen(double x) { return x; }
 __device__ float widen(float x) { return x; }
@@ -48,8 +68,8 @@ struct Plan {
   explicit Plan(const LogitRegression& a)
       : chunks(static_cast<unsigned>((a.classes + kChunk - 1) / kChunk)),
         weight(a.noise.sigma / static_cast<double>(a.noise.n_teachers)) {
-    const auto two_bytes = [](DType dtype) { return dtype == DType::kFloat16 || dtype == DType::kBFloat16; };
-    const int pack = logits_of_pack(two_bytes(a.student_dtype) && two_bytes(a.teacher_dtype));
+    const auto bytes = [](DType dtype) { return dtype == DType::kFloat64 ? 8u : dtype == DType::kFloat32 ? 4u : 2u; };
+    const int pack = logits_of_pack(bytes(a.student_dtype), bytes(a.teacher_dtype));
     packs = (a.classes + pack - 1) / pack;
     // A pack a thread while a warp suffices, then four; a whole block at most.
     while (lanes() < 32 ? lanes() < packs : lanes() < kThreads && 4 * lanes() < packs) ++log2_lanes;
@@ -89,9 +109,9 @@ __device__ void write_loss(const LogitRegression& a, double sum_of_squares) {
 template <typename T, typename Student, typename Teacher, bool kVectors>
 class Row {
  public:
-  static constexpr int kPack = logits_of_pack(sizeof(Student) == 2 && sizeof(Teacher) == 2);
+  static constexpr int kPack = logits_of_pack(sizeof(Student), sizeof(Teacher));
 
-  static constexpr int kTogether = kPack == 4 && sizeof(T) == 4 ? 2 : 1;  // packs in flight that registers have room for
+  static constexpr int kTogether = kPack == 4 ? 2 : 1;  // packs in flight that registers have room for
 
   __device__ Row(const LogitRegression& args, const Plan& plan, int64_t row)
       : a(args), row(row), weight(static_cast<T>(plan.weight)) {}
@@ -146,25 +166,38 @@ class Row {
       for (uint32_t k = 0; k < teachers; ++k)
         if (k < 32 ? selected >> k & 1 : row_draw(seed, global(), k, a.noise.threshold).selected)
           add_normals(k, pack, noise);
-    Pack<Student, kPack> grad{};
-    if (a.accumulate && a.grad_student) read(a.grad_student, pack, grad);
-    T sum = 0;
-    for (int j = 0; j < kPack; ++j) {
-      if (!kVectors && kPack * pack + j >= a.classes) break;  // beyond the row's end there is noise, too
-      const T difference = difference_of(widen(student.logit[j]), widen(teacher.logit[j]), noise[j]);
-      sum += difference * difference;
-      narrow(difference * scale + widen(grad.logit[j]), grad.logit[j]);
-    }
-    if (a.grad_student) write(grad, pack);
+    T difference[kPack], sum = 0;
+    if (!any_selected)
+      differences<Target::kClean>(student, teacher, noise, difference);
+    else if (a.noise.additive)
+      differences<Target::kAdditive>(student, teacher, noise, difference);
+    else
+      differences<Target::kMultiplicative>(student, teacher, noise, difference);
+    for (int j = 0; j < kPack; ++j)
+      if (inside(pack, j)) sum += difference[j] * difference[j];
+    if (!a.grad_student) return sum;
+    Pack<Student, kPack> grad = {};
+    if (a.accumulate) read(a.grad_student, pack, grad);
+    for (int j = 0; j < kPack; ++j) narrow(difference[j] * scale + widen(grad.logit[j]), grad.logit[j]);
+    write(grad, pack);
     return sum;
+  }
+
+  template <Target kTarget>
+  __device__ void differences(const Pack<Student, kPack>& student, const Pack<Teacher, kPack>& teacher,
+                              const T (&noise)[kPack], T (&difference)[kPack]) const {
+    for (int j = 0; j < kPack; ++j)
+      difference[j] = logit_difference<kTarget>(widen(student.logit[j]), widen(teacher.logit[j]), noise[j]);
   }
 
   __device__ void add_normals(uint32_t k, int64_t pack, T (&noise)[kPack]) const {
     Philox<uint64_t> x[1] = {{{static_cast<uint64_t>(pack * kPack / 8), k, global(), global() >> 32}}};
     philox(x, seed);
-    const bool upper = kPack == 4 && pack % 2 != 0;
+    const int first = static_cast<int>(pack * kPack % 8 / 2);  // of the four words
     for (int pair = 0; pair < kPack / 2; ++pair) {
-      const uint64_t word = upper ? x[0].word[(pair + 2) % 4] : x[0].word[pair];
+      uint64_t word = x[0].word[pair];
+      for (int w = pair + kPack / 2; w < 4; w += kPack / 2)
+        if (w == first + pair) word = x[0].word[w];
       T cosine, sine;
       normal_pair(static_cast<uint32_t>(word), weight, cosine, sine);
       noise[2 * pair] += cosine;
@@ -172,30 +205,33 @@ class Row {
     }
   }
 
-  __device__ T difference_of(T student, T teacher, T noise) const {
-    if (!any_selected) return logit_difference<Target::kClean>(student, teacher, noise);
-    return a.noise.additive ? logit_difference<Target::kAdditive>(student, teacher, noise)
-                            : logit_difference<Target::kMultiplicative>(student, teacher, noise);
-  }
-
   __device__ uint64_t global() const { return static_cast<uint64_t>(a.noise.row_offset + row); }
+
+  // Whether logit j of a pack is one of the row's.
+  __device__ bool inside(int64_t pack, int j) const { return kVectors || kPack * pack + j < a.classes; }
 
   template <typename E>
   __device__ void read(const void* logits, int64_t pack, Pack<E, kPack>& to) const {
     const E* from = static_cast<const E*>(logits) + row * a.classes + kPack * pack;
-    if constexpr (kVectors)
-      to = *reinterpret_cast<const Pack<E, kPack>*>(from);
-    else
-      for (int j = 0; j < kPack; ++j) to.logit[j] = kPack * pack + j < a.classes ? from[j] : E();
+    if constexpr (kVectors) {
+      const auto whole = *reinterpret_cast<const Access<Pack<E, kPack>>*>(from);
+      memcpy(&to, &whole, sizeof to);
+    } else {
+      for (int j = 0; j < kPack; ++j)
+        if (inside(pack, j)) to.logit[j] = from[j];
+    }
   }
 
   __device__ void write(const Pack<Student, kPack>& from, int64_t pack) const {
     Student* to = static_cast<Student*>(a.grad_student) + row * a.classes + kPack * pack;
-    if constexpr (kVectors)
-      *reinterpret_cast<Pack<Student, kPack>*>(to) = from;
-    else
+    if constexpr (kVectors) {
+      Access<Pack<Student, kPack>> whole;
+      memcpy(&whole, &from, sizeof whole);
+      __stwb(reinterpret_cast<Access<Pack<Student, kPack>>*>(to), whole);  // an assignment becomes a store a logit
+    } else {
       for (int j = 0; j < kPack; ++j)
-        if (kPack * pack + j < a.classes) to[j] = from.logit[j];
+        if (inside(pack, j)) to[j] = from.logit[j];
+    }
   }
 
   const LogitRegression& a;

@@ -15,12 +15,14 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 // What every op here takes, in this order: in the schema, as one value and as arguments.
-#define PYKD_SCHEMA                             \
+#define PYKD_SCHEMA                                \
   "Tensor student, Tensor teacher, Tensor? seed, " \
   "int reduction, float sigma, float alpha, bool per_sample, bool additive, int n_teachers, int row_offset"
-#define PYKD_PACKED \
-  LogitRegressionOptions { reduction, { sigma, alpha, per_sample, additive, n_teachers, row_offset } }
-#define PYKD_UNPACK(o)                                                                                            \
+#define PYKD_PACKED                                                           \
+  LogitRegressionOptions {                                                    \
+    reduction, { sigma, alpha, per_sample, additive, n_teachers, row_offset } \
+  }
+#define PYKD_UNPACK(o)                                                                                             \
   (o).reduction, (o).noise.sigma, (o).noise.alpha, (o).noise.per_sample, (o).noise.additive, (o).noise.n_teachers, \
       (o).noise.row_offset
 
@@ -71,8 +73,7 @@ std::tuple<Tensor, Tensor> and_grad_cpu(const Tensor& student, const Tensor& tea
   return {loss, grad};
 }
 
-std::tuple<Tensor, Tensor> and_grad_meta(const Tensor& student, const Tensor& teacher, const Seed& seed,
-                                         PYKD_OPTIONS) {
+std::tuple<Tensor, Tensor> and_grad_meta(const Tensor& student, const Tensor& teacher, const Seed& seed, PYKD_OPTIONS) {
   check_logit_regression(student, teacher, seed, PYKD_PACKED);
   return {allocate_loss(student, PYKD_PACKED), at::empty_symint(student.sym_sizes(), student.options())};
 }
@@ -173,7 +174,8 @@ Tensor and_grad_out_autograd(const Tensor& student, const Tensor& teacher, const
 
 }  // namespace
 
-// ---- calls from Python, without the interpreter's parsing of schemas -------------------------------------------------
+// ---- calls from Python, without the interpreter's parsing of schemas
+// -------------------------------------------------
 
 Tensor logit_regression(const Tensor& student, const Tensor& teacher, Seed seed, const Generator& generator,
                         PYKD_OPTIONS) {

@@ -1,9 +1,9 @@
 // logit_regression, the torch layer: rules, allocation and packing shared by the CPU, CUDA and Meta glue.
 #pragma once
 
-#include <tuple>
-
 #include <ATen/ops/empty.h>
+
+#include <tuple>
 
 #include "kernels/logit_regression/logit_regression.h"
 #include "torch/dtype.h"
@@ -41,8 +41,8 @@ inline at::ScalarType loss_dtype(const at::Tensor& logits) {
   return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-inline void check_logit_regression(const at::Tensor& student, const at::Tensor& teacher,
-                                   const Seed& seed, const LogitRegressionOptions& options) {
+inline void check_logit_regression(const at::Tensor& student, const at::Tensor& teacher, const Seed& seed,
+                                   const LogitRegressionOptions& options) {
   const char* op = "logit_regression";
   PYKD_CHECK(student.dim() == 2, op, ": student must be [rows, classes], got ", student.sym_sizes());
   PYKD_CHECK(student.sym_size(1) >= 1, op, ": student must have at least one class, got ", student.sym_sizes());
@@ -62,8 +62,9 @@ inline void check_logit_regression(const at::Tensor& student, const at::Tensor& 
 inline void check_grad_loss(const at::Tensor& grad_loss, const at::Tensor& student,
                             const LogitRegressionOptions& options) {
   const char* op = "logit_regression_backward";
-  PYKD_CHECK(options.reduced() ? grad_loss.dim() == 0 : grad_loss.dim() == 1 && grad_loss.sym_size(0) == student.sym_size(0),
-             op, ": grad_loss must have the shape of the loss, got ", grad_loss.sym_sizes());
+  PYKD_CHECK(
+      options.reduced() ? grad_loss.dim() == 0 : grad_loss.dim() == 1 && grad_loss.sym_size(0) == student.sym_size(0),
+      op, ": grad_loss must have the shape of the loss, got ", grad_loss.sym_sizes());
   PYKD_CHECK_TYPE(grad_loss.scalar_type() == loss_dtype(student) && grad_loss.device() == student.device(), op,
                   ": grad_loss must be ", loss_dtype(student), " on ", student.device(), ", got ",
                   grad_loss.scalar_type(), " on ", grad_loss.device());
@@ -92,11 +93,11 @@ struct LogitRegressionCall {
                       const at::Tensor& grad_loss = {}, bool accumulate = false)
       : student(student_.contiguous()), teacher(teacher_.contiguous()) {
     const int64_t rows = student.size(0);
-    if (loss.defined())
-      row_loss = options.reduced() ? at::empty({rows}, loss.options()) : loss;
+    if (loss.defined()) row_loss = options.reduced() ? at::empty({rows}, loss.options()) : loss;
     const auto pointer = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
-    const double scale =
-        options.reduction == static_cast<int64_t>(Reduction::kBatchmean) && rows > 0 ? 1.0 / static_cast<double>(rows) : 1;
+    const double scale = options.reduction == static_cast<int64_t>(Reduction::kBatchmean) && rows > 0
+                             ? 1.0 / static_cast<double>(rows)
+                             : 1;
     args = {student.const_data_ptr(),
             teacher.const_data_ptr(),
             grad_loss.defined() ? grad_loss.const_data_ptr() : nullptr,
