@@ -1,13 +1,13 @@
-// CUDA's execution model on the CPU, for tests: a .cu file compiled with -x c++ -DPYKD_EMULATE_CUDA sees this instead of
-// CUDA's headers. It proves logic on small sizes; it says nothing about speed.
+// CUDA's execution model on the CPU, for tests: a .cu file compiled with -x c++ -DPYKD_EMULATE_CUDA sees this instead
+// of CUDA's headers. It proves logic on small sizes; it says nothing about speed.
 //
-// The threads of a block are fibers of the calling OS thread, which switch at barriers, shuffles and votes alone; blocks run
-// one after another on the same fibers. A switch costs a microsecond where an OS thread's costs tens, and the schedule is the
-// same every time. ThreadSanitizer is told of every fiber and that nothing but a barrier, shuffle or vote orders two of them,
-// so it reports each missing one as a race, on every run.
+// The threads of a block are fibers of the calling OS thread, which switch at barriers, shuffles and votes alone;
+// blocks run one after another on the same fibers. A switch costs a microsecond where an OS thread's costs tens, and
+// the schedule is the same every time. ThreadSanitizer is told of every fiber and that nothing but a barrier, shuffle
+// or vote orders two of them, so it reports each missing one as a race, on every run.
 //
-// Launches come from one OS thread at a time. A barrier that some threads of the block never reach, and a shuffle or vote
-// that names fewer than all lanes, end the program with a sentence.
+// Launches come from one OS thread at a time. A barrier that some threads of the block never reach, and a shuffle or
+// vote that names fewer than all lanes, end the program with a sentence.
 #pragma once
 
 #include <ucontext.h>
@@ -39,10 +39,10 @@ struct dim3 {
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-struct alignas(8) uint2 {
+struct [[gnu::may_alias]] alignas(8) uint2 {
   uint32_t x, y;
 };
-struct alignas(16) uint4 {
+struct [[gnu::may_alias]] alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 
@@ -50,7 +50,7 @@ using cudaError_t = int;
 inline constexpr cudaError_t cudaSuccess = 0;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
-// ---- half types -------------------------------------------------------------------------------------------------------
+// ---- half types ----------------------------------------------------------------------------------------------------
 
 struct __half {
   _Float16 value;
@@ -61,7 +61,9 @@ inline __half __float2half(float x) { return {static_cast<_Float16>(x)}; }
 struct __nv_bfloat16 {
   uint16_t bits;
 };
-inline float __bfloat162float(__nv_bfloat16 x) { return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16); }
+inline float __bfloat162float(__nv_bfloat16 x) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16);
+}
 inline __nv_bfloat16 __float2bfloat16(float x) {  // to nearest, ties to even; every NaN becomes CUDA's
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);
   if (std::isnan(x)) return {0x7FFF};
@@ -70,7 +72,8 @@ inline __nv_bfloat16 __float2bfloat16(float x) {  // to nearest, ties to even; e
 
 namespace pykd::emulation {
 
-// State of the emulation itself is read and written between switches of one OS thread: no race, and none of TSan's business.
+// State of the emulation itself is read and written between switches of one OS thread: no race, and none of TSan's
+// business.
 #define PYKD_UNSANITIZED __attribute__((noinline, no_sanitize("thread")))
 
 [[noreturn]] inline void fail(const char* sentence) {
@@ -241,8 +244,8 @@ class Team {
 
 inline unsigned lane() { return Team::self().rank % 32; }
 
-// Every lane shows a value, then calls read(shown), shown(i) being the value of lane i. The next exchange uses the other
-// slots, so one barrier is enough: nobody is two exchanges ahead.
+// Every lane shows a value, then calls read(shown), shown(i) being the value of lane i. The next exchange uses the
+// other slots, so one barrier is enough: nobody is two exchanges ahead.
 template <typename T, typename Read>
 auto exchange(unsigned mask, T value, Read read) {
   static_assert(sizeof(T) <= 16);
@@ -295,7 +298,7 @@ struct Launch {
 
 }  // namespace pykd::emulation
 
-// ---- what a kernel says -----------------------------------------------------------------------------------------------
+// ---- what a kernel says --------------------------------------------------------------------------------------------
 
 #define threadIdx (pykd::emulation::Team::self().index)
 #define blockIdx (pykd::emulation::Team::self().block->index)
@@ -304,7 +307,9 @@ struct Launch {
 inline constexpr int warpSize = 32;
 
 inline void __syncthreads() { pykd::emulation::Team::wait(pykd::emulation::Team::self().block->barrier); }
-inline void __syncwarp(unsigned mask = ~0u) { pykd::emulation::exchange(mask, 0, [](auto) { return 0; }); }
+inline void __syncwarp(unsigned mask = ~0u) {
+  pykd::emulation::exchange(mask, 0, [](auto) { return 0; });
+}
 
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source) {
@@ -331,7 +336,7 @@ inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 
 template <typename T>
-void __stwb(T* address, T value) {
+void __stcs(T* address, T value) {
   *address = value;
 }
 
@@ -340,8 +345,10 @@ Integer atomicAdd(Integer* address, Integer value) {
   return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
 
-#define PYKD_LAUNCH(grid, threads, shared_bytes, stream, ...) \
-  pykd::emulation::Launch<decltype(&__VA_ARGS__)> { &__VA_ARGS__, dim3(grid), dim3(threads), (static_cast<void>(stream), shared_bytes) }
+#define PYKD_LAUNCH(grid, threads, shared_bytes, stream, ...)                          \
+  pykd::emulation::Launch<decltype(&__VA_ARGS__)> {                                    \
+    &__VA_ARGS__, dim3(grid), dim3(threads), (static_cast<void>(stream), shared_bytes) \
+  }
 
 #define PYKD_DYNAMIC_SHARED(type, name) \
   type* const name = reinterpret_cast<type*>(pykd::emulation::Team::self().block->dynamic_shared.data())

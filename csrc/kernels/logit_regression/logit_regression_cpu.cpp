@@ -86,7 +86,7 @@ inline uint64_t draw_rows(const Noise& noise, uint64_t seed, uint64_t row, int64
                           RowDraw* draws) {
   uint64_t selected = 0;
   for (int64_t begin = 0; begin < count; begin += kSlots) {
-    Slots rows;
+    Slots rows{};
     for (int i = 0; i < kSlots; ++i) rows[i] = row + static_cast<uint64_t>(begin + i);
     Philox<Slots> x[1] = {{{Slots{}, Slots{} + (teacher | kRowDraw), rows, rows >> 32}}};
     philox(x, seed);

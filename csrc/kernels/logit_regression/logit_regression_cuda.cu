@@ -1,22 +1,23 @@
 #include "core/cuda.h"
-
 #include "core/philox.h"
 #include "kernels/logit_regression/logit_regression.h"
 #include "kernels/logit_regression/logit_regression_math.h"
 
-// A thread takes packs of 16 bytes: four float32 logits, or eight logits of two bytes, which are what one Philox counter
-// perturbs. The two threads that share a float32 counter both draw it: ten rounds cost less than the half-filled sectors
+// A thread takes packs of 16 bytes: four float32 logits, or eight of two bytes, which are what one Philox counter
+// perturbs. The two threads that share a float32 counter both draw it: that costs less than the half-filled sectors
 // that 32 bytes a thread would write.
 //
-// The floor is memory: a float32 logit moves 12 bytes (student, teacher, gradient), one of two bytes 6. An H200 (4.8 TB/s,
-// 132 SMs of 128 lanes at 1.7 GHz) has some 70 instruction slots a float32 logit, 36 a two-byte one; kInstructions
+// The floor is memory: a float32 logit moves 12 bytes (student, teacher, gradient), one of two bytes 6. While an H200
+// (4.8 TB/s; 132 SMs of 128 lanes at 1.75 GHz) moves them it has 74 instruction slots a float32 logit and 37 a two-byte
+// one. A noisy logit takes some 70 or 45 (sm_90: 40 or 32 of them Philox and Box-Muller), one of a clean row 25 or 20:
+// with alpha = 0.5 memory stays the limit.
 namespace pykd::cuda {
 namespace {
 
-constexpr int kThreads = 256;               // of a block that shares the work with others
-constexpr int kThreadsAlone = 1024;         // at most, of a block that does a small problem alone, total included
-constexpr int64_t kLogitsAlone = 16384;     // the largest such problem: beyond it a second launch costs less
-constexpr int64_t kChunk = 8192;            // logits of a row a block takes: 64 rows of 32000 classes fill 132 SMs twice
+constexpr int kThreads = 256;            // of a block that shares the work with others
+constexpr int kThreadsAlone = 1024;      // at most, of a block that does a small problem alone, total included
+constexpr int64_t kLogitsAlone = 16384;  // the largest such problem: beyond it a second launch costs less
+constexpr int64_t kChunk = 8192;         // logits of a row a block takes: 64 rows of 32000 classes fill 132 SMs twice
 
 constexpr int logits_of_pack(size_t student_bytes, size_t teacher_bytes) {
   return 16 / static_cast<int>(student_bytes > teacher_bytes ? student_bytes : teacher_bytes);
@@ -27,20 +28,14 @@ struct alignas(sizeof(E) * kPack) Pack {
   E logit[kPack];
 };
 
-// What a pack is in one access to memory.
+// What a pack is in one access to memory; of two dtypes, the narrower one's packs have 8 bytes.
 template <int kBytes>
-struct AccessOf;
-template <>
-struct AccessOf<16> {
+struct AccessOf {
   using Type = uint4;
 };
 template <>
 struct AccessOf<8> {
   using Type = uint2;
-};
-template <>
-struct AccessOf<4> {
-  using Type = uint32_t;
 };
 template <typename P>
 using Access = typename AccessOf<sizeof(P)>::Type;
@@ -54,8 +49,8 @@ __device__ void narrow(float x, float& to) { to = x; }
 __device__ void narrow(float x, __half& to) { to = __float2half(x); }
 __device__ void narrow(float x, __nv_bfloat16& to) { to = __float2bfloat16(x); }
 
-// How the rows lie on blocks and threads. A row's order of summation follows from its classes alone, so that its loss does
-// not depend on the rows beside it.
+// How the rows lie on blocks and threads. A row's order of summation follows from its classes alone, so that its loss
+// does not depend on the rows beside it.
 struct Plan {
   int log2_lanes = 0;  // of the threads of a row
   int threads;         // of a block
@@ -110,7 +105,6 @@ template <typename T, typename Student, typename Teacher, bool kVectors>
 class Row {
  public:
   static constexpr int kPack = logits_of_pack(sizeof(Student), sizeof(Teacher));
-
   static constexpr int kTogether = kPack == 4 ? 2 : 1;  // packs in flight that registers have room for
 
   __device__ Row(const LogitRegression& args, const Plan& plan, int64_t row)
@@ -131,8 +125,9 @@ class Row {
     draw();
     T sum = 0;
     for (int64_t pack = begin; pack < end; pack += kTogether * step) {
-      PYKD_UNROLL for (int i = 0; i < kTogether; ++i)
+      PYKD_UNROLL for (int i = 0; i < kTogether; ++i) {
         if (pack + i * step < end) sum += run(pack + i * step, student[i], teacher[i]);
+      }
       read_together(pack + kTogether * step);
     }
     return sum;
@@ -227,7 +222,7 @@ class Row {
     if constexpr (kVectors) {
       Access<Pack<Student, kPack>> whole;
       memcpy(&whole, &from, sizeof whole);
-      __stwb(reinterpret_cast<Access<Pack<Student, kPack>>*>(to), whole);  // an assignment becomes a store a logit
+      __stcs(reinterpret_cast<Access<Pack<Student, kPack>>*>(to), whole);  // an assignment becomes a store a logit
     } else {
       for (int j = 0; j < kPack; ++j)
         if (inside(pack, j)) to[j] = from.logit[j];

@@ -14,14 +14,10 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// What every op here takes, in this order: in the schema, as one value and as arguments.
+// What every op here takes, in this order: in the schema and as arguments.
 #define PYKD_SCHEMA                                \
   "Tensor student, Tensor teacher, Tensor? seed, " \
   "int reduction, float sigma, float alpha, bool per_sample, bool additive, int n_teachers, int row_offset"
-#define PYKD_PACKED                                                           \
-  LogitRegressionOptions {                                                    \
-    reduction, { sigma, alpha, per_sample, additive, n_teachers, row_offset } \
-  }
 #define PYKD_UNPACK(o)                                                                                             \
   (o).reduction, (o).noise.sigma, (o).noise.alpha, (o).noise.per_sample, (o).noise.additive, (o).noise.n_teachers, \
       (o).noise.row_offset

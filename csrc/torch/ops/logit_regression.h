@@ -14,9 +14,13 @@ namespace pykd::glue {
 using Seed = std::optional<at::Tensor>;
 using Generator = std::optional<at::Generator>;
 
-// The options of every op here, as parameters.
+// The options of every op here, as parameters and as one value.
 #define PYKD_OPTIONS \
   int64_t reduction, double sigma, double alpha, bool per_sample, bool additive, int64_t n_teachers, int64_t row_offset
+#define PYKD_PACKED                                                           \
+  LogitRegressionOptions {                                                    \
+    reduction, { sigma, alpha, per_sample, additive, n_teachers, row_offset } \
+  }
 
 // As module.cpp offers them to Python: a seed that noise needs and that is not given is drawn from the generator.
 at::Tensor logit_regression(const at::Tensor& student, const at::Tensor& teacher, Seed seed, const Generator& generator,
