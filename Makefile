@@ -19,7 +19,7 @@ test: check sanitize build ## everything: check, sanitize, then the Python tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 bench: build ## the operators against their peers; rewrites benchmarks/results and the README's table
-	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-json=$(BENCH)
+	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-quiet --benchmark-json=$(BENCH)
 	$(BIN)/python benchmarks/table.py --write README.md
 
 check: .venv/.packages ## formatting, lint and types, in Python and C++
@@ -28,7 +28,7 @@ check: .venv/.packages ## formatting, lint and types, in Python and C++
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy --no-error-summary
 
-sanitize: .venv/.packages ## the C++ tests: as released, under ASan and UBSan, under TSan; CUDA kernels run under emulation
+sanitize: .venv/.packages ## C++ tests, the CUDA kernels under emulation: as released, under ASan and UBSan, under TSan
 	@mkdir -p build
 	@echo "compiling the C++ tests ..."
 	@PATH="$(CURDIR)/$(BIN):$$PATH"; { cmake -G Ninja -S . -B build/tests -DPYKD_TESTS=ON && cmake --build build/tests; } \
@@ -55,7 +55,7 @@ clean: ## remove what the build left; the virtual environment and the runs stay
 
 .venv/.build: .venv/.packages $(SOURCES)
 	@echo "compiling pykd (the first time a minute or two) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
-	@$(BIN)/python -c 'from pykd._extension import load; built = load(); \
-	  print("compiled for torch", built.torch_version, "with CUDA" if built.cuda else f"without CUDA: {built.cuda_reason}")'
+	@PYKD_WERROR=ON $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@$(BIN)/python -c 'from pykd._extension import load; c = load(); \
+	  print("compiled for torch", c.torch_version, "with CUDA" if c.cuda else f"without CUDA: {c.cuda_reason}")'
 	@touch $@

@@ -55,6 +55,7 @@ class CMakeBuild(build_ext):
             "PYKD_PYTHON_INCLUDE": sysconfig.get_path("include"),
             "PYKD_OUTPUT": str(output),
             "PYKD_CUDA": os.environ.get("PYKD_CUDA", "auto"),
+            "PYKD_WERROR": os.environ.get("PYKD_WERROR", "OFF"),
             "PYKD_CUDA_ARCHS": os.environ.get("PYKD_CUDA_ARCHS", ""),
         }
         build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch['PYKD_TORCH_VERSION']}"

@@ -32,8 +32,8 @@ endforeach()
 if(PYKD_WITH_CUDA)
   add_library(kernels_cuda OBJECT ${PYKD_KERNELS_CUDA})
   set_target_properties(kernels_cuda PROPERTIES CUDA_ARCHITECTURES "${PYKD_CUDA_ARCHITECTURES}")
-  target_compile_options(kernels_cuda PRIVATE --Wno-deprecated-gpu-targets --Werror=all-warnings
-    -Xcompiler=-fvisibility=hidden,-Wall,-Wextra)
+  target_compile_options(kernels_cuda PRIVATE --Wno-deprecated-gpu-targets --threads=0
+    -Xcompiler=-fvisibility=hidden,-Wall,-Wextra $<$<BOOL:${PYKD_WERROR}>:--Werror=all-warnings>)
   target_sources(_C PRIVATE ${PYKD_GLUE_CUDA} $<TARGET_OBJECTS:kernels_cuda>)
   # The toolkit's headers first; a slim toolkit lacks some of those that torch's headers name: its wheels carry them.
   target_include_directories(_C SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS}

@@ -3,15 +3,13 @@
 Torch and the pipelines are imported inside the commands that need them, so that help and mistakes are told at once.
 """
 
-import functools
 import json
 import os
 import re
 import statistics
-import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,7 +17,7 @@ try:
     import typer
     from typer.core import TyperGroup
 
-    from pykd import config as recipe_config
+    from pykd import config as recipes
     from pykd.config import Config, ConfigError
 except ModuleNotFoundError as error:
     raise SystemExit(f"pykd: {error.name} is missing: run pip install 'pykd[train]'") from error
@@ -28,7 +26,10 @@ import pykd
 from pykd.errors import Interrupted, PykdError
 
 if TYPE_CHECKING:
-    from pykd.training.distill import Run
+    from torch.nn import Module
+
+    from pykd.data import Splits
+    from pykd.training import Run
 
 RUNS = Path("runs")
 
@@ -68,7 +69,8 @@ def _meaning(error: BaseException) -> tuple[int, str]:
         return 1, f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return 1, "out of memory: take smaller networks or a smaller batch_size"
-    return 1, f"{type(error).__name__}: {error}; run again with --debug for the traceback"
+    first_line = (str(error).splitlines() or [""])[0]
+    return 1, f"{type(error).__name__}: {first_line}; run again with --debug for the traceback"
 
 
 app = typer.Typer(
@@ -97,107 +99,300 @@ def _options(
 
 Recipe = Annotated[str, typer.Argument(help="Name of a packaged recipe (see pykd recipes), or a YAML file.")]
 Assignments = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. student.training.epochs=5; may be repeated."),
 ]
-Device = Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="Where to train; the best there is by default.")]
+Device = Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="Where to work; the best there is by default.")]
 
 
 @app.command()
 def distill(
     recipe: Recipe,
-    set_: Assignments = [],  # noqa: B006
+    assignments: Assignments = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<recipe>-<time> by default.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out, or the recipe's newest unfinished one.")
     ] = False,
     device: Device = None,
-    seed: Annotated[int | None, typer.Option(help="Decides initial values, order, noise and the held-out share.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides initial values, order, noise and held-out rows.")] = None,
 ) -> None:
-    """Train a teacher, its student and the baselines, and compare them in a table."""
-    assignments = [*set_, *([] if seed is None else [f"seed={seed}"])]
-    config = recipe_config.load(recipe, assignments)
-    name = recipe_config.recipe_name(recipe)
-    if resume:
-        out = out or _newest(name, lambda folder: not (folder / "summary.json").exists())
-        stored = _stored(out)
-        if (stored.method["name"], stored.data.name) != (config.method["name"], config.data.name):
-            raise PykdError(
-                f"{out} is a run of {stored.method['name']} on {stored.data.name}: give its own recipe, or another --out"
-            )
-        config = config if assignments else stored
-    run = _distill(config, out or _fresh(name), resume=resume, device=device)
-    typer.echo(f"{run.out}", err=True)
+    """Train a teacher, its student and the baselines, and compare them in a table.
+
+    Data are looked for under --set data.root=FOLDER, else $PYKD_DATA, else ./data.
+    """
+    changes = [*(assignments or []), *([] if seed is None else [f"seed={seed}"])]
+    config = recipes.load(recipe, changes)
+    name = recipes.recipe_name(recipe)
+    if not resume:
+        out = out or _fresh(name)
+    elif out is None:
+        out = _newest(name, "summary.json")
+    if resume and (out / "config.yaml").exists():
+        config = _continued(out, config, changes)
+    run = _distill(config, out, resume=resume, device=device)
+    if _is_main_process():
+        from pykd.training import show
+
+        show(run.summary)
+        typer.echo(f"{out} holds the weights, the metrics and this table", err=True)
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder, or one safetensors file in it.")],
-    set_: Assignments = [],  # noqa: B006
+    assignments: Assignments = None,
 ) -> None:
-    """Evaluate a run's weights on the test data anew."""
-    from pykd import data
-    from pykd.training import evaluate as measure
+    """Evaluate a run's weights on the test data anew, on the CPU."""
+    folder, roles = (run.parent, [run.stem]) if run.is_file() else (run, [])
+    config = _stored(folder, [*(assignments or []), "teacher.weights="])
 
-    folder, wanted = (run.parent, [run.stem]) if run.is_file() else (run, None)
-    config = _stored(folder, set_)
-    roles = ["teacher", *config.baselines, "student"]
-    if wanted and wanted[0] not in roles:
-        raise PykdError(f"{run}: a run's weights are called {', '.join(f'{role}.safetensors' for role in roles)}")
-    found = [role for role in wanted or roles if (folder / f"{role}.safetensors").is_file()]
-    if not found:
+    from pykd import data
+    from pykd.methods import METHODS
+    from pykd.training import evaluate as measure
+    from pykd.training import load_weights, show
+
+    method = _method(config, METHODS)
+    labels = {"teacher": "teacher"}
+    labels |= {name: each.label for name, each in method.comparisons().items() if name in config.baselines}
+    labels["student"] = method.label
+    if roles and roles[0] not in labels:
+        raise ConfigError(f"{run} is none of a run's weights: {', '.join(f'{role}.safetensors' for role in labels)}")
+    files = {role: folder / f"{role}.safetensors" for role in roles or labels}
+    files = {role: file for role, file in files.items() if file.exists()}
+    if not files:
         raise PykdError(f"{folder} holds no weights yet: finish the run with --resume --out {folder}")
     splits = data.load(config.data, seed=config.seed)
     rows = []
-    for role in found:
-        file = folder / f"{role}.safetensors"
-        network = config.teacher if role == "teacher" else config.student
-        module = _load_weights(_network(network, "teacher" if role == "teacher" else "student", splits)(), file)
-        values = torch_values(module)
-        rows.append({"network": role})
-    typer.echo(_table(rows))
+    for role, file in files.items():
+        module = _network(config, "teacher" if role == "teacher" else "student", splits)()
+        load_weights(module, file)
+        rows.append({"name": role, "label": labels[role], "seconds": None, **measure(module, splits.test)})
+    show({"measured_on": "test", "rows": rows})
 
 
 @app.command()
 def compare(
     recipe: Annotated[list[str], typer.Argument(help="Packaged recipes or YAML files.")],
-    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Runs of each: seed, seed + 1, ...")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Runs of each: with seed, seed + 1, ...")] = 5,
     grid: Annotated[
-        list[str], typer.Option(metavar="KEY=VALUE,VALUE", help="Run with each value; several keys are combined.")
-    ] = [],  # noqa: B006
-    set_: Assignments = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="Folder of the runs; runs/compare-<recipe>-<time> by default.")] = None,
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE,VALUE", help="Run with each of the values; several keys are combined."),
+    ] = None,
+    assignments: Assignments = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs; runs/compare-<recipe>-<time> by default.")
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the grid in --out, or the newest one: finished runs are kept.")
+        bool, typer.Option("--resume", help="Continue the grid in --out, or the newest one; finished runs stay.")
     ] = False,
     device: Device = None,
 ) -> None:
-    """Run recipes with several seeds, and settings; one table with mean and spread (sample standard deviation)."""
-    runs = list(_grid(recipe, grid, set_, seeds))
-    name = f"compare-{recipe_config.recipe_name(recipe[0])}"
-    if resume:
-        out = out or _newest(name, lambda folder: True)
-    else:
+    """Run recipes with several seeds and settings: one table with mean and sample standard deviation."""
+    runs = _grid(recipe, grid or [], assignments or [], seeds)
+    name = f"compare-{recipes.recipe_name(recipe[0])}"
+    if not resume:
         out = out or _fresh(name)
-        if out.exists() and any(out.iterdir()):
+        if out.is_dir() and any(out.iterdir()):
             raise PykdError(f"{out} is not empty: continue it with --resume, or give another --out")
+    elif out is None:
+        out = _newest(name)
+    finished: dict[str, list[dict[str, Any]]] = {}
     failures = []
-    results: dict[str, list[dict[str, Any]]] = {}
     for number, (variant, config) in enumerate(runs, 1):
         folder = out / variant / f"seed-{config.seed}"
-        typer.echo(f"[{number}/{len(runs)}] {variant}, seed {config.seed}", err=True)
+        if _is_main_process():
+            typer.echo(f"[{number}/{len(runs)}] {folder}", err=True)
         try:
             summary = _finished(folder, config) or _distill(config, folder, resume=resume, device=device).summary
-        except ConfigError:
-            raise
-        except Interrupted:
+        except (ConfigError, Interrupted):
             raise
         except PykdError as error:
-            failures.append(f"{folder}: {error}")
-            typer.echo(f"pykd: {failures[-1]}", err=True)
+            failures.append(str(error))
+            typer.echo(f"pykd: {error}", err=True)
             continue
-        results.setdefault(variant, []).append(summary)
-        _write_table(out, results)
-    typer.echo((out / "table.md").read_text() if results else "no run has finished")
+        finished.setdefault(variant, []).append({"seed": config.seed, **summary})
+        if _is_main_process():
+            _write_table(out, _spread(finished))
+    if finished and _is_main_process():
+        typer.echo((out / "table.md").read_text(), nl=False)
     if failures:
-        raise PykdError(f"{len(failures)} of {len(runs)} runs failed: {failures[0]}")
+        raise PykdError(f"{len(failures)} of {len(runs)} runs failed, the first: {failures[0]}")
+
+
+@app.command("recipes")
+def list_recipes() -> None:
+    """List the packaged recipes."""
+    described = recipes.recipes()
+    width = max(map(len, described))
+    for name, description in described.items():
+        typer.echo(f"{name:{width}}  {description}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: versions, compiled operators, devices, data."""
+    from pykd.deploy.doctor import examine
+
+    findings, usable = examine()
+    width = max(map(len, findings))
+    for topic, finding in findings.items():
+        typer.echo(f"{topic:{width}}  {finding}")
+    raise typer.Exit(0 if usable else 1)
+
+
+def _distill(config: Config, out: Path, *, resume: bool, device: str | None) -> "Run":
+    from pykd import data
+    from pykd.methods import METHODS
+
+    method = _method(config, METHODS)
+    splits = data.load(config.data, seed=config.seed)
+    return pykd.distill(
+        method,
+        teacher=_network(config, "teacher", splits),
+        student=_network(config, "student", splits),
+        train=splits.train,
+        holdout=splits.holdout,
+        test=splits.test,
+        teacher_training=None if config.teacher.weights else config.teacher.training,
+        training=config.student.training,
+        baselines=config.baselines,
+        out=out,
+        seed=config.seed,
+        resume=resume,
+        device=device,
+        config=config,
+    )
+
+
+def _method(config: Config, methods: Mapping[str, Any]) -> Any:
+    fields = dict(config.method)
+    return recipes.construct(recipes.choose(methods, fields.pop("name"), "method.name"), fields, "method")
+
+
+def _network(config: Config, role: Literal["teacher", "student"], splits: "Splits") -> "Callable[[], Module]":
+    """Makes the network, with its weights where the recipe names a file of them."""
+    from pykd.models import NETWORKS
+    from pykd.training import load_weights
+
+    described = config.teacher if role == "teacher" else config.student
+    factory = recipes.choose(NETWORKS, described.name, f"{role}.name")
+
+    def make() -> "Module":
+        shape = {"in_shape": splits.in_shape, "classes": splits.classes}
+        module = recipes.construct(factory, described.arguments, role, **shape)
+        if described.weights:
+            load_weights(module, described.weights)
+        return module
+
+    return make
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _fresh(name: str) -> Path:
+    if "RANK" in os.environ:
+        raise ConfigError("several processes need one folder: give --out")
+    return RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _newest(name: str, until: str | None = None) -> Path:
+    """The newest folder of a recipe's runs that does not hold the file ``until``."""
+    mine = re.compile(re.escape(name) + r"-\d{8}-\d{6}")
+    folders = [path for path in RUNS.glob("*") if mine.fullmatch(path.name) and not (until and (path / until).exists())]
+    if not folders:
+        raise PykdError(f"{RUNS} holds no unfinished run of {name}: leave --resume out to start one, or give --out")
+    return max(folders)
+
+
+def _stored(folder: Path, changes: Sequence[str] = ()) -> Config:
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise PykdError(f"{folder} is not a run folder: it holds no config.yaml")
+    return recipes.load(str(file), changes)
+
+
+def _continued(out: Path, config: Config, changes: Sequence[str]) -> Config:
+    """The settings to resume ``out`` with: its own, unless the command line changes some."""
+    stored = _stored(out)
+    for key, mine, its in (
+        ("method.name", config.method["name"], stored.method["name"]),
+        ("data.name", config.data.name, stored.data.name),
+    ):
+        if mine != its:
+            raise PykdError(f"{out} is a run of another recipe, with {key} {its}, not {mine}: give another --out")
+    return _stored(out, changes)
+
+
+def _grid(names: Sequence[str], axes: Sequence[str], changes: Sequence[str], seeds: int) -> list[tuple[str, Config]]:
+    """Every run's variant, which names its folder, and settings; all are checked before the first one starts."""
+    variants: dict[str, list[Config]] = {}
+    for name in names:
+        for choice in recipes.grid(axes):
+            first = recipes.load(name, [*changes, *choice])
+            words = [recipes.recipe_name(name), *choice]
+            variant = re.sub(r"[^\w.,=+-]+", "_", "+".join(words).replace('"', ""))
+            if variant in variants:
+                raise ConfigError(f"two of the runs would both be called {variant}: rename a recipe or change --grid")
+            seeds_of = [f"seed={first.seed + number}" for number in range(seeds)]
+            variants[variant] = [recipes.load(name, [*changes, *choice, seed]) for seed in seeds_of]
+    return [(variant, config) for variant, configs in variants.items() for config in configs]
+
+
+def _finished(folder: Path, config: Config) -> dict[str, Any] | None:
+    """The summary of a run that needs no more work."""
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return summary if _stored(folder) == config else None
+
+
+def _spread(finished: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """A row for every network of every variant, over its seeds."""
+    rows = []
+    for variant, summaries in finished.items():
+        for first in summaries[0]["rows"]:
+            same = [row for summary in summaries for row in summary["rows"] if row["name"] == first["name"]]
+            row = {"run": variant, "name": first["name"], "label": first["label"]}
+            row |= {"seeds": [summary["seed"] for summary in summaries], "n": len(same)}
+            for key in ("accuracy", "parameters", "nonzeros", "bytes", "latency_ms", "seconds"):
+                values = [each[key] for each in same if each[key] is not None]
+                mean = statistics.fmean(values) if values else None
+                std = statistics.stdev(values) if len(values) > 1 else None
+                row[key] = {"mean": mean, "std": std, "values": values}
+            rows.append(row)
+    return rows
+
+
+def _write_table(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    from pykd.training.run_folder import write_atomically
+
+    def accuracy(of: Mapping[str, Any]) -> str:
+        return f"{of['mean']:.2%}" + (f" ± {100 * of['std']:.2f}" if of["std"] is not None else "")
+
+    def mean(of: Mapping[str, Any], form: str) -> str:
+        return "-" if of["mean"] is None else format(of["mean"], form)
+
+    table = [
+        ["run", "network", "test accuracy", "n", "parameters", "non-zeros", "bytes", "latency (ms)", "training (s)"]
+    ]
+    for row in rows:
+        sizes = [mean(row[key], ",.0f") for key in ("parameters", "nonzeros", "bytes")]
+        times = [mean(row["latency_ms"], ".3f"), mean(row["seconds"], ".1f")]
+        table.append([row["run"], row["label"], accuracy(row["accuracy"]), str(row["n"]), *sizes, *times])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    table.insert(1, ["-" * width for width in widths])
+    lines = ["| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in table]
+    write_atomically(out / "table.md", ("\n".join(lines) + "\n").encode())
+    write_atomically(out / "table.json", (json.dumps(rows, indent=2) + "\n").encode())
+
+
+def main() -> None:
+    """The console script ``pykd``."""
+    app(prog_name="pykd")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -41,21 +41,22 @@ class Training(_Strict):
     0.01
     """
 
-    epochs: Count = Field(10, description="passes over the training data")
-    batch_size: Count = Field(128, description="global batch, over all processes")
+    epochs: Count = Field(default=10, description="passes over the training data")
+    batch_size: Count = Field(default=128, description="global batch, over all processes")
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
-    lr: Finite = Field(1e-3, gt=0, description="peak learning rate")
-    momentum: Finite = Field(0.9, ge=0, lt=1, description="of sgd")
-    weight_decay: Finite = Field(0.0, ge=0)
+    lr: Finite = Field(default=1e-3, gt=0, description="peak learning rate")
+    momentum: Finite = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: Finite = Field(default=0.0, ge=0)
     schedule: Literal["constant", "cosine", "step"] = Field(
-        "cosine", description='stepped once an optimiser step; "step" divides the rate by 10 at 50 % and at 75 %'
+        default="cosine",
+        description='stepped once an optimiser step; "step" divides the rate by 10 at 50 % and at 75 %',
     )
-    warmup: Finite = Field(0.0, ge=0, lt=1, description="share of the steps with a linearly rising rate")
+    warmup: Finite = Field(default=0.0, ge=0, lt=1, description="share of the steps with a linearly rising rate")
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    accumulate: Count = Field(1, description="micro-batches an optimiser step")
+    accumulate: Count = Field(default=1, description="micro-batches an optimiser step")
     clip_norm: Annotated[Finite, Field(gt=0)] | None = None
     augment: bool = Field(
-        False, strict=True, description="augment as data.augment says; the teacher's logits are then not cached"
+        default=False, strict=True, description="augment as data.augment says; the teacher's logits are then not cached"
     )
 
 
@@ -63,14 +64,19 @@ class Data(_Strict):
     """Which images a run reads, and how much of the training part is held out for every choice."""
 
     name: Literal["digits", "mnist", "imagefolder"] = "digits"
-    root: str | None = Field(None, description="folder of the files; else $PYKD_DATA, else ./data")
-    holdout: Finite = Field(0.1, gt=0, lt=1, description="share of the training data, of every class, never trained on")
-    image_size: Annotated[Count, Field(le=4096)] | None = Field(
-        None, description="imagefolder: shorter side is scaled to this and the centre is cut out"
+    root: str | None = Field(default=None, description="folder of the files; else $PYKD_DATA, else ./data")
+    holdout: Finite = Field(
+        default=0.1, gt=0, lt=1, description="share of the training data, of every class, never trained on"
     )
-    memory_limit_gib: Finite = Field(2.0, ge=0, description="larger image folders are decoded anew in every epoch")
+    image_size: Annotated[Count, Field(le=4096)] | None = Field(
+        default=None, description="imagefolder: shorter side is scaled to this and the centre is cut out"
+    )
+    memory_limit_gib: Finite = Field(
+        default=2.0, ge=0, description="larger image folders are decoded anew in every epoch"
+    )
     augment: Literal["shift", "shift_flip"] = Field(
-        "shift", description="random shift by up to an eighth of the side, with or without a random mirror image"
+        default="shift",
+        description="random shift by up to an eighth of the side, with or without a random mirror image",
     )
 
 
@@ -84,7 +90,9 @@ class Network(BaseModel):
     model_config = ConfigDict(extra="allow", validate_default=True)
 
     name: str
-    weights: str | None = Field(None, description="safetensors file to start from; a teacher is then not trained")
+    weights: str | None = Field(
+        default=None, description="safetensors file to start from; a teacher is then not trained"
+    )
     training: Training = Training()
 
     @property
@@ -103,10 +111,10 @@ class Config(_Strict):
     student: Network
     baselines: list[str] = ["alone", "clean"]
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] = 0
-    checkpoint_seconds: Finite = Field(30.0, gt=0)
+    checkpoint_seconds: Finite = Field(default=30.0, gt=0)
     keep_checkpoints: Count = 2
     cache_logits: bool = Field(
-        True, strict=True, description="keep the teacher's logits in memory where the data are not augmented"
+        default=True, strict=True, description="keep the teacher's logits in memory where the data are not augmented"
     )
 
     @field_validator("method")
@@ -131,12 +139,13 @@ class Config(_Strict):
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars (``1e-3`` is a number, ``no`` a word); no duplicate keys, no aliases, no tags."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, Any]]]] = {}
+    yaml_implicit_resolvers: dict[str, list[tuple[str, Any]]] = {}  # noqa: RUF012 (PyYAML's own)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not supported", event.start_mark)
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or event.tag is not None:
+            what = "aliases" if isinstance(event, yaml.AliasEvent) else "tags"
+            raise yaml.constructor.ConstructorError(None, None, f"{what} are not supported", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -323,5 +332,10 @@ def construct(factory: Callable[..., T], arguments: Mapping[str, Any], where: st
             raise ConfigError(f"unknown key '{where}.{name}'; {nearest(name, known)}")
     try:
         return factory(**arguments, **given)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+        RuntimeError,
+    ) as error:  # torch's word for too little memory is the last
+        raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from error

@@ -1,13 +1,24 @@
 """Errors whose message is meant for the user: one sentence that says what to do."""
 
+from pathlib import Path
+
 
 class PykdError(Exception):
     """The work failed; the message says why and what to do."""
 
 
-class Interrupted(PykdError):
-    """A signal ended the run after a checkpoint was saved."""
+class Interrupted(PykdError):  # noqa: N818
+    """A signal ended the run after its state was saved.
 
-    def __init__(self, signum: int) -> None:
-        super().__init__("interrupted; continue with --resume")
+    Args:
+        signum: the signal's number; a command exits with 128 plus this.
+        out: the run folder that holds the state, if there is one.
+    """
+
+    def __init__(self, signum: int, out: Path | None = None) -> None:
+        super().__init__(
+            f"interrupted, {out} is saved: continue with --resume"
+            if out
+            else "interrupted; without out= nothing is saved"
+        )
         self.signum = signum

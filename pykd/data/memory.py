@@ -63,7 +63,7 @@ class InMemory(Dataset[Sample]):
 
 def collate(batch: Sample | list[Sample]) -> Sample:
     """``collate_fn`` of a DataLoader: takes a batch that is already gathered as it is, stacks a list of samples."""
-    return batch if isinstance(batch, tuple) else tuple(default_collate(batch))  # type: ignore[return-value]
+    return batch if isinstance(batch, tuple) else tuple(default_collate(batch))
 
 
 def stratified(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ def stratified(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]
     """
     random = np.random.RandomState(seed)
     held = []
-    for label in labels.unique().tolist():
+    for label in np.unique(labels.numpy()):
         rows = np.flatnonzero(labels.numpy() == label)
         count = min(max(1, round(share * len(rows))), len(rows) - 1)
         held.append(random.permutation(rows)[:count])

@@ -4,11 +4,11 @@
 NoisyTeacher(alpha=0.8, sigma=0.25, noise_shape='logit', noise_kind='multiplicative', n_teachers=1)
 """
 
-from pykd.methods.comparisons import StudentAlone, comparisons
-from pykd.methods.logit_regression import LogitRegression
+from pykd.methods.comparisons import LogitRegression, StudentAlone, comparisons
 from pykd.methods.noisy_teacher import NoisyTeacher
+from pykd.training import Method
 
-METHODS: dict[str, type] = {
+METHODS: dict[str, type[Method]] = {
     "noisy_teacher": NoisyTeacher,
     "logit_regression": LogitRegression,
     "student_alone": StudentAlone,

@@ -24,7 +24,7 @@ class MLP(nn.Sequential):
     """
 
     def __init__(self, *, in_shape: tuple[int, int, int], classes: int, widths: Sequence[int] = (800, 800)) -> None:
-        if isinstance(widths, str) or not isinstance(widths, Sequence):
+        if not isinstance(widths, (list, tuple)):
             raise ValueError(f"widths should be a list of positive integers, got {widths!r}")
         sizes = [math.prod(in_shape), *widths, classes]
         if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes):

@@ -1,7 +1,7 @@
 """Training: stages, their loop on Accelerate, checkpoints, progress, and the run that strings them together."""
 
 from pykd.training.distill import Run, distill
-from pykd.training.measure import accuracy, describe
+from pykd.training.measure import describe, evaluate
 from pykd.training.progress import show
 from pykd.training.run_folder import load_weights
 from pykd.training.stage import Batch, Method, Stage, label_loss
@@ -13,9 +13,9 @@ __all__ = [
     "Method",
     "Run",
     "Stage",
-    "accuracy",
     "describe",
     "distill",
+    "evaluate",
     "label_loss",
     "load_weights",
     "show",

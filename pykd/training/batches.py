@@ -70,8 +70,8 @@ class Source:
     def of(cls, data: Any, name: str) -> "Source":
         """What ``data``, a Dataset or a DataLoader, says about itself.
 
-        A DataLoder over a map-style dataset with one of torch's two plain samplers is read by row, in an order of our own; any
-        other is iterated as it is.
+        A DataLoader over a map-style dataset with one of torch's two plain samplers is read by row, in an order of
+        our own; any other is iterated as it is.
 
         Raises:
             PykdError: neither a Dataset nor a DataLoader, no rows, or samples that are not (inputs, label[, index]).
@@ -119,10 +119,14 @@ class Source:
     def split(self, share: float, seed: int) -> "tuple[Source, Source]":
         """Rows to train on and a random ``share`` of the rows to hold out; the same seed holds out the same rows."""
         if not self.by_row:
-            raise PykdError(f"{self.name} can only be iterated: give the held-out rows as holdout=, a Dataset or a DataLoader")
+            raise PykdError(
+                f"{self.name} can only be iterated: give the held-out rows as holdout=, a Dataset or a DataLoader"
+            )
         held = round(share * self.rows)
         if not 0 < held < self.rows:
-            raise PykdError(f"holdout={share:g} of {self.rows} rows leaves nothing on one side: give a share in between")
+            raise PykdError(
+                f"holdout={share:g} of {self.rows} rows leaves nothing on one side: give a share in between"
+            )
         order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(derive(seed, "holdout")))
         kept, out = order[held:].sort().values, order[:held].sort().values
         return replace(self, data=Subset(self.data, kept.tolist())), replace(
@@ -136,7 +140,9 @@ class Source:
     def checked(self, batch: Any) -> tuple[Tensor, ...]:
         """``batch`` as (inputs, labels[, index]) tensors."""
         if not (isinstance(batch, (tuple, list)) and len(batch) in (2, 3) and isinstance(batch[0], Tensor)):
-            raise PykdError(f"a sample of {self.name} should be (inputs, label) or (inputs, label, index), inputs a tensor")
+            raise PykdError(
+                f"a sample of {self.name} should be (inputs, label) or (inputs, label, index), inputs a tensor"
+            )
         if not isinstance(batch[1], Tensor) or batch[1].dtype != torch.int64 or batch[1].shape != batch[0].shape[:1]:
             raise PykdError(f"a label of {self.name} should be one integer, the number of a class")
         return tuple(batch)
@@ -163,7 +169,7 @@ class _SeededSamples(_Samples):
     def __getitem__(self, request: Any) -> Any:
         seed, positions = request
         if get_worker_info() is not None:
-            set_seed(seed)
+            set_seed(seed % 2**32)
         return super().__getitem__(positions)
 
 
@@ -223,7 +229,7 @@ class Batches:
         else:
             order = torch.arange(rows)
         mine = []
-        for batch in order.split(self._batch_size)[start : self._length]:
+        for batch in torch.split(order, self._batch_size)[start : self._length]:
             begin, end = (len(batch) * i // self._world for i in (self._rank, self._rank + 1))
             mine.append((batch[begin:end] if end > begin else batch[:1], begin, end - begin, len(batch)))
         fetched: Iterator[tuple[Tensor, ...]]
@@ -242,6 +248,4 @@ class Batches:
             fetched = map(self._source.checked, fetched)
         else:
             fetched = (self._source.fetch(held[0].tolist()) for held in mine)
-        return (
-            Rows(batch[0], batch[1], *held) for batch, held in zip(fetched, mine, strict=True)
-        )
+        return (Rows(batch[0], batch[1], *held) for batch, held in zip(fetched, mine, strict=True))

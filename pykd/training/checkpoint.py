@@ -18,6 +18,8 @@ from torch import Tensor
 from pykd.errors import PykdError
 from pykd.training.run_folder import sync_folder, write_synced, writing
 
+FORMAT = 1
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -32,9 +34,9 @@ class Saved:
 class Checkpoints:
     """The newest ``keep`` checkpoints of a run, each a folder with a number for a name.
 
-    A folder holds ``model.safetensors``, ``best.safetensors``, ``state.pt`` and ``position.json`` with the SHA-256 of the
-    other three and of itself. It is written under another name, synced and renamed, so that what has a number is whole;
-    what was damaged later shows in the sums.
+    A folder holds ``model.safetensors``, ``best.safetensors``, ``state.pt`` and ``position.json`` with the SHA-256 of
+    the other three and of itself. It is written under another name, synced and renamed, so that what has a number is
+    whole; what was damaged later shows in the sums.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -58,7 +60,7 @@ class Checkpoints:
             "state.pt": buffer.getvalue(),
         }
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-        position = {"position": saved.position, "files": sums}
+        position = {"format": FORMAT, "position": saved.position, "files": sums}
         contents["position.json"] = json.dumps({**position, "sha256": _sum(position)}).encode()
         older = self._numbered()
         target = self._folder / f"{int(older[-1].name) + 1 if older else 1:06d}"
@@ -84,7 +86,7 @@ class Checkpoints:
         Raises:
             PykdError: there are checkpoints, and none is whole.
         """
-        passed = []
+        passed: list[str] = []
         for path in reversed(self._numbered()):
             try:
                 return _read(path), passed
@@ -104,6 +106,8 @@ def _read(path: Path) -> Saved:
     position = json.loads((path / "position.json").read_bytes())
     if position.pop("sha256") != _sum(position):
         raise ValueError("position.json does not have its sum")
+    if position["format"] != FORMAT:
+        raise ValueError("it is of another version of pykd")
     contents = {}
     for name in ("model.safetensors", "best.safetensors", "state.pt"):
         contents[name] = (path / name).read_bytes()

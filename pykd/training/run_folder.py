@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import platform
+import reprlib
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -23,6 +23,9 @@ import yaml
 from torch import Tensor, nn
 
 from pykd.errors import PykdError
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 120
 
 # Settings that decide nothing about the weights: they may change when a run is resumed.
 FREE_SETTINGS = ("description", "checkpoint_seconds", "keep_checkpoints", "data.root", "data.memory_limit_gib")
@@ -127,7 +130,13 @@ def difference(old: Any, new: Any, key: str = "") -> str | None:
             if found := difference(old.get(name), new.get(name), f"{key}.{name}".lstrip(".")):
                 return found
         return None
-    return None if old == new else f"{key} = {old!r}, not {new!r}"
+    return None if old == new else f"{key} = {_brief.repr(old)}, not {_brief.repr(new)}"
+
+
+def require_same(recorded: Any, current: Mapping[str, Any], where: str) -> None:
+    """Raises a ``PykdError`` that names the first setting in which a recorded run differs from this one."""
+    if found := difference(recorded, current):
+        raise PykdError(f"{where} is of another run: {found}; resume with the same settings or give another --out")
 
 
 class RunFolder:
@@ -148,20 +157,24 @@ class RunFolder:
         self.summary = path / "summary.json"
         self._config = path / "config.yaml"
         self._metrics = path / "metrics.jsonl"
-        self.settings = json.loads(json.dumps(settings))
+        self.settings = settings
+        self._boards: dict[str, Any] = {}
         with writing(path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.close()
-            raise PykdError(f"another process is working in {path}: wait for it or give another --out") from None
-        try:
+            with suppress(OSError):  # a file system without locks
+                self._lock_folder()
             self._open(resume)
         except BaseException:
             self.close()
             raise
+
+    def _lock_folder(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PykdError(f"another process is working in {self.path}: wait for it or give another --out") from None
 
     def _open(self, resume: bool) -> None:
         if not self._config.exists():
@@ -176,18 +189,14 @@ class RunFolder:
                 recorded = yaml.safe_load(self._config.read_bytes())
             except (OSError, yaml.YAMLError) as error:
                 raise PykdError(f"{self._config} cannot be read: give another --out") from error
-            self.check(recorded, str(self._config))
+            require_same(recorded, self.settings, str(self._config))
         with writing(self._metrics):
             self._metrics.touch()
-            self.checkpoints.mkdir(exist_ok=True)
-
-    def check(self, settings: Any, where: str) -> None:
-        """Raises a ``PykdError`` that names the first setting in which a recorded run differs from this one."""
-        if found := difference(settings, self.settings):
-            raise PykdError(f"{where} is of another run: {found}; resume with the same settings or give another --out")
 
     def close(self) -> None:
         """Lets other processes work here."""
+        for board in self._boards.values():
+            board.close()
         self._lock.close()
 
     def weights_file(self, name: str) -> Path:
@@ -208,9 +217,18 @@ class RunFolder:
         return read_weights(path)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Adds one line to ``metrics.jsonl``."""
+        """Adds one line to ``metrics.jsonl``, and its numbers to TensorBoard where that is installed."""
         with writing(self._metrics), self._metrics.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
+        with writing(self.path / "tensorboard"), suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            if (board := self._boards.get(row["stage"])) is None:
+                # What a killed run wrote from this epoch on is hidden.
+                board = SummaryWriter(str(self.path / "tensorboard" / row["stage"]), purge_step=row["epoch"])
+                self._boards[row["stage"]] = board
+            for name in ("loss", "holdout_accuracy", "lr"):
+                board.add_scalar(name, row[name], row["epoch"])
 
     def metrics_offset(self) -> int:
         """Length of ``metrics.jsonl`` in bytes, all of them on the disk."""
@@ -227,7 +245,10 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows."""
-        return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+        try:
+            return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise PykdError(f"{self._metrics} cannot be read: put it back or start again with another --out") from error
 
     def read_summary(self) -> dict[str, Any] | None:
         """``summary.json`` of a finished run."""

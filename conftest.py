@@ -1,4 +1,4 @@
-"""What every test shares: tests marked gpu are skipped, with the reason, where they cannot run."""
+"""Tests and benchmarks marked gpu are skipped, with the reason, where they cannot run."""
 
 import pytest
 

@@ -1,0 +1,8 @@
+from typing import Any
+
+torch_version: str
+cuda: bool
+cuda_reason: str
+
+def isa() -> str: ...
+def __getattr__(name: str) -> Any: ...  # the operators' entries for eager calls

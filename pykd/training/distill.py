@@ -1,0 +1,463 @@
+"""A whole run: teacher, baselines, student, and the table that compares them."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, set_seed
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from pykd.config import Config, Training, nearest
+from pykd.data import augment as augment_images
+from pykd.errors import PykdError
+from pykd.training.batches import Rows, Source
+from pykd.training.checkpoint import Checkpoints, Saved
+from pykd.training.loop import Augment, Context, Fit, Signals, random_state, set_random_state
+from pykd.training.measure import accuracy, describe
+from pykd.training.progress import Reporter
+from pykd.training.run_folder import RunFolder, put_weights, read_weights, require_same, weights
+from pykd.training.stage import Method, Stage, derive, label_loss
+from pykd.training.teacher import FrozenTeacher, TeacherLogits
+
+Network = nn.Module | Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run brought.
+
+    Attributes:
+        student: trained, in eval mode.
+        teacher: frozen, in eval mode.
+        summary: what ``summary.json`` holds: a row for the teacher, each baseline and the student.
+        metrics: a row an epoch of every stage, as in ``metrics.jsonl``.
+        out: the run folder.
+    """
+
+    student: nn.Module
+    teacher: FrozenTeacher
+    summary: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    out: Path | None
+
+
+def distill(
+    method: Method,
+    *,
+    teacher: Network,
+    student: Network,
+    train: Any,
+    test: Any = None,
+    holdout: Any = 0.1,
+    teacher_training: Training | None = None,
+    training: Training | None = None,
+    baselines: Sequence[str] = ("alone", "clean"),
+    out: str | Path | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    device: str | None = None,
+    augment: Augment | None = None,
+    checkpoint_seconds: float = 30.0,
+    keep_checkpoints: int = 2,
+    cache_logits: bool = True,
+    config: Config | None = None,
+    progress: bool = True,
+    **overrides: Any,
+) -> Run:
+    """Trains a teacher if asked, then one student by ``method`` and one by each baseline, and compares them.
+
+    The epoch with the best accuracy on the held-out rows is kept, the earliest of equal ones; test rows are for the
+    last table alone. Killed at any moment, a run with ``out`` goes on with ``resume=True`` from its last checkpoint, on
+    the CPU with the same bits.
+
+    Args:
+        method: e.g. ``pykd.methods.NoisyTeacher()``.
+        teacher: a module, or a function that makes one.
+        student: a module that gives as many logits, or a function that makes one. It is trained in place; a baseline
+            trains a copy that begins with the same weights.
+        train: a Dataset or DataLoader of (inputs, label) or (inputs, label, index). An index says that the sample is
+            the same in every epoch, and the teacher's logits are then computed once. A loader's own batch size counts
+            where ``training`` sets none.
+        test: the same, for the table; without it the table shows the held-out accuracy.
+        holdout: a share of the rows of ``train`` in (0, 1), or a Dataset or DataLoader of its own.
+        teacher_training: how to train the teacher; None for a teacher that is trained already.
+        training: how to train the student and the baselines.
+        baselines: names of ``method.comparisons()``.
+        out: the run folder; nothing is written without one.
+        seed: decides initial values of functions' modules, order, noise and the held-out rows.
+        resume: continue the run in ``out``, if there is one.
+        device: ``"cpu"``, ``"cuda"``, or None for the best there is.
+        augment: changes every row of a batch of inputs, given a generator, in stages whose training says ``augment``.
+        checkpoint_seconds: longest time between two checkpoints.
+        keep_checkpoints: how many stay.
+        cache_logits: keep the teacher's logits in memory where samples carry an index.
+        config: the recipe this comes from: recorded in the run folder; its ``checkpoint_seconds``,
+            ``keep_checkpoints``, ``cache_logits`` and ``data.augment`` count.
+        progress: bars on a terminal, lines elsewhere, on standard error.
+        overrides: fields of ``training``: ``epochs=5``, ``lr=1e-2``, ...
+
+    Raises:
+        PykdError: anything wrong with the arguments, the data, the folder or the loss, in one sentence.
+        Interrupted: a signal came; the run was saved.
+
+    Example:
+        >>> import pykd
+        >>> from torch.utils.data import TensorDataset
+        >>> data = TensorDataset(torch.randn(64, 4), torch.arange(64) % 2)
+        >>> run = pykd.distill(pykd.methods.NoisyTeacher(), teacher=nn.Linear(4, 2), student=nn.Linear(4, 2),
+        ...     train=data, teacher_training=pykd.config.Training(epochs=1), epochs=1, progress=False, device="cpu")
+        >>> [row["name"] for row in run.summary["rows"]]
+        ['teacher', 'alone', 'clean', 'student']
+    """
+    if resume and out is None:
+        raise PykdError("resume=True needs out=, the folder of the run to continue")
+    training = _overridden(training, overrides)
+    if config is not None:
+        checkpoint_seconds, keep_checkpoints = config.checkpoint_seconds, config.keep_checkpoints
+        cache_logits = config.cache_logits
+        augment = augment or partial(_augment, config.data.augment)
+    if augment is None and any(each is not None and each.augment for each in (teacher_training, training)):
+        raise PykdError("training.augment is set: give augment=, a function of (inputs, generator)")
+    accelerator = _accelerator(device)
+    signals = Signals(repeated=accelerator.num_processes > 1)
+    before = random_state()
+    with ExitStack() as cleanup:
+        cleanup.callback(set_random_state, before)
+        cleanup.enter_context(signals.caught())
+        source = Source.of(train, "train")
+        if isinstance(holdout, (int, float)):
+            source, held_out = source.split(holdout, seed)
+        else:
+            held_out = Source.of(holdout, "holdout")
+        tested = None if test is None else Source.of(test, "test")
+        if source.batch_size is not None:
+            training = _sized(training, source.batch_size)
+            teacher_training = teacher_training and _sized(teacher_training, source.batch_size)
+        example = next(iter(held_out.batches(1)))
+        plan = _plan(method, teacher, student, baselines, teacher_training, training, example, seed)
+        settings = _settings(config, method, baselines, teacher_training, training, seed)
+        context = Context(
+            accelerator=accelerator,
+            train=source,
+            classes=plan.classes,
+            holdout=held_out,
+            seed=seed,
+            reporter=Reporter(visible=progress and accelerator.is_main_process),
+            signals=signals,
+            out=None if out is None else Path(out),
+            checkpoint_seconds=checkpoint_seconds,
+            augment=augment,
+            identity={
+                **settings,
+                "teacher network": _fingerprint(plan.teacher, values=teacher_training is None),
+                "student network": _fingerprint(plan.student, values=False),
+                "rows": [part and part.rows for part in (source, held_out, tested)],
+            },
+        )
+        found = _Found()
+        if context.out is not None:
+            found = _on_main(accelerator, lambda: _open(context, plan, settings, resume, keep_checkpoints, cleanup))
+        if found.summary is None:
+            frozen = _train(context, plan, found, cache_logits)
+            summary = _summarise(context, plan, settings, tested, example.inputs[:1])
+            if context.folder is not None:
+                context.folder.finish(summary)
+            context.stop_if_asked()
+        else:
+            for name, values in found.weights.items():
+                put_weights(plan.networks[name], values, f"{name}.safetensors")
+            frozen, summary = FrozenTeacher(plan.teacher), found.summary
+        return Run(plan.student.eval(), frozen, summary, context.metrics, context.out)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The networks by name in the table's order, the labels of their rows, and how they come to their weights."""
+
+    networks: dict[str, nn.Module]
+    labels: dict[str, str]
+    stages: list[Stage]
+    classes: int
+
+    @property
+    def teacher(self) -> nn.Module:
+        return self.networks["teacher"]
+
+    @property
+    def student(self) -> nn.Module:
+        return self.networks["student"]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a run folder holds of an earlier start."""
+
+    summary: dict[str, Any] | None = None
+    saved: Saved | None = None
+    weights: dict[str, dict[str, Tensor]] = dataclasses.field(default_factory=dict)  # of finished stages
+    metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def _overridden(training: Training | None, overrides: dict[str, Any]) -> Training:
+    for name in overrides:
+        if name not in Training.model_fields:
+            raise PykdError(f"distill takes no argument {name!r}; {nearest(name, Training.model_fields)}")
+    try:
+        given = {} if training is None else training.model_dump(exclude_unset=True)
+        return Training.model_validate({**given, **overrides})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise PykdError(f"{first['loc'][0]}: {first['msg']}, got {first['input']!r}") from error
+
+
+def _sized(training: Training, batch_size: int) -> Training:
+    """A loader's batch size counts where none was asked for."""
+    return (
+        training
+        if "batch_size" in training.model_fields_set
+        else training.model_copy(update={"batch_size": batch_size})
+    )
+
+
+def _augment(kind: str, inputs: Tensor, generator: torch.Generator) -> Tensor:
+    return augment_images(inputs, kind, generator)
+
+
+def _accelerator(device: str | None) -> Accelerator:
+    if device not in (None, "cpu", "cuda"):
+        raise PykdError(f"device should be cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PykdError("no CUDA device is available: use the device cpu, or ask pykd doctor what is missing")
+    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    current = AcceleratorState._shared_state.get("device")  # of an earlier run in this process
+    if current is not None and current.type != wanted and not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        return Accelerator(cpu=device == "cpu", mixed_precision="no")
+    except ValueError as error:
+        raise PykdError(f"an Accelerator of this process stands in the way: {error}") from error
+
+
+def _build(network: Network, name: str, seed: int, inputs: Tensor) -> tuple[nn.Module, Tensor]:
+    """The module, and the logits it gives: the first call also gives lazy layers their shapes."""
+    set_seed(derive(seed, "initial", name) % 2**32)
+    module = network if isinstance(network, nn.Module) else network()
+    if not isinstance(module, nn.Module):
+        raise PykdError(f"{name} should be a module or a function that makes one, got {type(module).__name__}")
+    device = next((value.device for value in module.state_dict().values()), torch.device("cpu"))
+    module.eval()
+    with torch.no_grad():
+        try:
+            logits = module(inputs.to(device))
+        except (RuntimeError, ValueError, TypeError) as error:
+            shape = list(inputs.shape[1:])
+            raise PykdError(f"the {name} cannot take inputs of shape {shape}: {str(error).splitlines()[0]}") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise PykdError(f"the {name} should give logits of shape [{len(inputs)}, classes], got {got}")
+    return module, logits
+
+
+def _plan(
+    method: Method,
+    teacher: Network,
+    student: Network,
+    baselines: Sequence[str],
+    teacher_training: Training | None,
+    training: Training,
+    example: Rows,
+    seed: int,
+) -> _Plan:
+    comparisons = method.comparisons()
+    for name in baselines:
+        if name not in comparisons:
+            raise PykdError(f"unknown baseline {name!r}; {nearest(name, comparisons)}")
+    teacher_module, taught = _build(teacher, "teacher", seed, example.inputs)
+    student_module, learnt = _build(student, "student", seed, example.inputs)
+    classes = taught.shape[1]
+    if learnt.shape[1] != classes:
+        raise PykdError(
+            f"the teacher gives {classes} logits and the student {learnt.shape[1]}: give both the same classes"
+        )
+    if {id(value) for value in teacher_module.parameters()} & {id(value) for value in student_module.parameters()}:
+        raise PykdError("teacher and student share parameters: give two networks, e.g. a copy.deepcopy of one")
+    networks, labels, stages = {"teacher": teacher_module}, {"teacher": "teacher"}, []
+    if teacher_training is not None:
+        stages.append(Stage("teacher", teacher_module, label_loss, teacher_training, "teacher"))
+    students = {name: comparisons[name] for name in dict.fromkeys(baselines) if comparisons[name] != method}
+    for name, how in {**students, "student": method}.items():
+        networks[name] = student_module
+        if name != "student":
+            networks[name] = _twin(student_module, student, seed, example.inputs)
+        labels[name] = how.label
+        stages.append(Stage(name, networks[name], how.loss, training, "student"))
+    return _Plan(networks, labels, stages, classes)
+
+
+def _twin(module: nn.Module, network: Network, seed: int, inputs: Tensor) -> nn.Module:
+    """Another network with the initial weights of ``module``."""
+    if not isinstance(network, nn.Module):
+        twin, _ = _build(network, "student", seed, inputs)
+        put_weights(twin, weights(module), "student")
+        return twin
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:
+        raise PykdError(
+            f"the student cannot be copied for a baseline: give a function that makes one ({error})"
+        ) from error
+
+
+def _settings(
+    config: Config | None,
+    method: Method,
+    baselines: Sequence[str],
+    teacher_training: Training | None,
+    training: Training,
+    seed: int,
+) -> dict[str, Any]:
+    """Everything that decides the result and can be said in words, as plain data."""
+    own: dict[str, Any] = {"teacher": {}, "student": {}}
+    if config is not None:
+        own = config.model_dump(mode="json")
+    else:
+        given: Any = method
+        fields: dict[str, Any] = dataclasses.asdict(given) if dataclasses.is_dataclass(method) else {}
+        own["method"] = {"name": type(method).__name__, **fields}
+    if teacher_training is not None:
+        own["teacher"]["training"] = teacher_training.model_dump()
+    own["student"]["training"] = training.model_dump()
+    own.update(baselines=list(baselines), seed=seed)
+    settings: dict[str, Any] = json.loads(json.dumps(own, default=lambda value: type(value).__qualname__))
+    return settings
+
+
+def _fingerprint(module: nn.Module, *, values: bool) -> str:
+    """What a network is: its shapes, and with ``values`` its weights, too."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        if values:
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    count = sum(parameter.numel() for parameter in module.parameters())
+    return f"{type(module).__name__} with {count:,} parameters ({digest.hexdigest()})"
+
+
+def _on_main(accelerator: Accelerator, work: Callable[[], _Found]) -> _Found:
+    """Runs ``work`` in the main process; the others get what it returns, or the sentence with which it fails."""
+    result: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            result[0] = work()
+        except PykdError as error:
+            result[1] = str(error)
+    broadcast_object_list(result)
+    if result[1] is not None:
+        raise PykdError(result[1])
+    found: _Found = result[0]
+    return found
+
+
+def _open(
+    context: Context, plan: _Plan, settings: dict[str, Any], resume: bool, keep: int, cleanup: ExitStack
+) -> _Found:
+    """Opens the run folder and reads how far an earlier start came."""
+    assert context.out is not None
+    folder = context.folder = RunFolder(context.out, settings, resume=resume)
+    cleanup.callback(folder.close)
+    if (summary := folder.read_summary()) is not None:
+        context.metrics.extend(folder.read_metrics())
+        context.reporter.say(f"{context.out} is finished: nothing is left to do")
+        return _Found(summary, weights={name: read_weights(folder.weights_file(name)) for name in plan.networks})
+    context.checkpoints = Checkpoints(folder.checkpoints, keep)
+    saved, damaged = context.checkpoints.newest()
+    for sentence in damaged:
+        context.reporter.say(f"{sentence}: going on from an older one")
+    if saved is None:
+        folder.cut_metrics(0)
+        if "teacher" not in {stage.name for stage in plan.stages}:
+            folder.write_weights("teacher", plan.teacher)
+        return _Found()
+    require_same(saved.position["identity"], context.identity, str(folder.checkpoints))
+    folder.cut_metrics(saved.position["metrics_offset"])
+    finished = saved.position["finished"]
+    values = {name: folder.read_checked_weights(name, result["sha256"]) for name, result in finished.items()}
+    return _Found(saved=saved, weights=values, metrics=folder.read_metrics())
+
+
+def _train(context: Context, plan: _Plan, found: _Found, cache: bool) -> FrozenTeacher:
+    saved = found.saved
+    context.metrics.extend(found.metrics)
+    if saved is not None:
+        context.finished = saved.position["finished"]
+        epoch, step = saved.position["epoch"], saved.position["step"]
+        context.reporter.say(f"{saved.position['stage']}: going on after epoch {epoch}, step {step}")
+    frozen: FrozenTeacher | None = None
+    logits: TeacherLogits | None = None
+    for stage in plan.stages:
+        if frozen is None and stage.name != "teacher":
+            frozen = FrozenTeacher(plan.teacher.to(context.accelerator.device))
+            logits = TeacherLogits(frozen, context.train, context.accelerator.device, cache=cache)
+        if stage.name in found.weights:
+            put_weights(stage.module, found.weights[stage.name], f"{stage.name}.safetensors")
+        else:
+            context.stop_if_asked()
+            here = saved is not None and saved.position["stage"] == stage.name
+            Fit(context, stage, logits, saved if here else None).run()
+    assert frozen is not None
+    return frozen
+
+
+def _summarise(
+    context: Context, plan: _Plan, settings: dict[str, Any], tested: Source | None, example: Tensor
+) -> dict[str, Any]:
+    """The final table as data; test rows are read here and nowhere else."""
+    rows = []
+    for name, network in plan.networks.items():
+        context.stop_if_asked()
+        network.to(context.accelerator.device)
+        held_correct, held_rows = accuracy(network, context.holdout, context.accelerator)
+        correct, count = (held_correct, held_rows) if tested is None else accuracy(network, tested, context.accelerator)
+        result = context.finished.get(name, {})
+        rows.append(
+            {
+                "name": name,
+                "label": plan.labels[name],
+                "accuracy": correct / count,
+                "holdout_accuracy": held_correct / held_rows,
+                **describe(network, example),
+                "best_epoch": result.get("best_epoch"),
+                "seconds": result.get("seconds"),
+            }
+        )
+    summary: list[Any] = [
+        {
+            "pykd": _version(),
+            "method": settings["method"],
+            "seed": context.seed,
+            "measured_on": "holdout" if tested is None else "test",
+            "rows": rows,
+        }
+    ]
+    broadcast_object_list(summary)
+    result_of_main: dict[str, Any] = summary[0]
+    return result_of_main
+
+
+def _version() -> str | None:
+    try:
+        return version("pykd")
+    except PackageNotFoundError:
+        return None

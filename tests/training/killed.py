@@ -1,0 +1,110 @@
+"""Trains a small run in one go, and again under SIGKILL at random moments; compares what is left.
+
+``python killed.py FOLDER KILLS SEED`` prints one JSON line. Runs are forked, so that torch is imported once.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch._dynamo  # the optimiser imports it; here, so that a fork need not
+from torch import nn
+from torch.utils.data import Dataset
+
+import pykd
+from pykd.config import Training
+
+torch.set_num_threads(1)
+
+
+class Rows(Dataset):
+    """Two classes of noisy points; the samples carry their index."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        self.labels = torch.arange(rows) % 2
+        self.inputs = torch.randn(rows, 6, generator=draw) + self.labels[:, None]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        return self.inputs[index], self.labels[index], index
+
+
+def network(width: int) -> nn.Module:
+    """Has everything that a checkpoint must hold: weights, buffers, and dropout's random numbers."""
+    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, 2))
+
+
+def train(out: Path) -> None:
+    """The run, from wherever ``out`` stands."""
+    pykd.distill(
+        pykd.methods.NoisyTeacher(),
+        teacher=lambda: network(32),
+        student=lambda: network(8),
+        train=Rows(1500, 0),
+        test=Rows(200, 1),
+        teacher_training=Training(epochs=4, batch_size=10),
+        training=Training(epochs=4, batch_size=10, optimizer="sgd", lr=0.01),
+        out=out,
+        resume=True,
+        checkpoint_seconds=0.02,
+        device="cpu",
+        progress=False,
+    )
+
+
+def forked(out: Path) -> int:
+    """Starts :func:`train` in a process of its own."""
+    child = os.fork()
+    if child == 0:
+        try:
+            train(out)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def position(out: Path) -> tuple[str, int, int] | None:
+    """Stage, epoch and step of the newest checkpoint."""
+    folders = sorted(
+        (path for path in (out / "checkpoints").glob("*") if path.name.isdigit()), key=lambda p: int(p.name)
+    )
+    if not folders:
+        return None
+    at = json.loads((folders[-1] / "position.json").read_text())["position"]
+    return at["stage"], at["epoch"], at["step"]
+
+
+def main(folder: Path, kills: int, seed: int) -> None:
+    """See the module."""
+    begun = time.monotonic()
+    assert os.waitpid(forked(folder / "whole"), 0)[1] == 0
+    length = time.monotonic() - begun
+    draw = random.Random(seed)
+    positions = []
+    out = folder / "killed"
+    status = -1
+    while status != 0:
+        child = forked(out)
+        if len(positions) < kills:
+            time.sleep(draw.uniform(0.3, 1.7) * length / kills)
+            os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        if status == signal.SIGKILL:
+            positions.append(position(out))
+        elif status:
+            raise SystemExit("the run failed")
+    print(json.dumps({"positions": positions, "seconds": length}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
