@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pykd import config, data, errors, methods, models, ops, reference, training
+    from pykd import config, data, deploy, errors, methods, models, ops, reference, training
     from pykd.training import distill
 
 try:
@@ -20,21 +20,30 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-_MODULES = ("config", "data", "errors", "methods", "models", "ops", "reference", "training")
+__all__ = [
+    "__version__",
+    "config",
+    "data",
+    "deploy",
+    "distill",
+    "errors",
+    "methods",
+    "models",
+    "ops",
+    "reference",
+    "training",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"pykd.{name}")
     if name == "distill":
         from pykd.training import distill
 
         return distill
+    if name in __all__:
+        return importlib.import_module(f"pykd.{name}")
     raise AttributeError(f"module 'pykd' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
-
-
-__all__ = ["__version__", "config", "data", "distill", "errors", "methods", "models", "ops", "reference", "training"]
+    return __all__

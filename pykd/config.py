@@ -133,7 +133,7 @@ class Config(_Strict):
 
     def to_yaml(self) -> str:
         """The recipe as YAML that loads to an equal ``Config``."""
-        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return dump(self.model_dump(mode="json"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -172,6 +172,15 @@ for _tag, _form in {
 }.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), [None])
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), [None])
+
+
+def dump(settings: Mapping[str, Any]) -> str:
+    """Plain data as YAML that ``load`` reads back equal.
+
+    >>> dump({"method": {"name": "1e-3"}})
+    "method:\\n  name: '1e-3'\\n"
+    """
+    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _parse(text: str | bytes, where: str) -> Any:

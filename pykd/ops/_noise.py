@@ -1,5 +1,6 @@
 """The noise arguments that several ops share: their names in Python, and the seed."""
 
+from collections.abc import Mapping
 from typing import NoReturn
 
 import torch
@@ -12,7 +13,7 @@ REDUCTION = {"none": 0, "batchmean": 1, "sum": 2}
 
 def reject(op: str, *, reduction: str, noise_shape: str, noise_kind: str) -> NoReturn:
     """Raises for the first of the names that its table lacks."""
-    names: list[tuple[str, str, dict]] = [
+    names: list[tuple[str, str, Mapping[str, int]]] = [
         ("reduction", reduction, REDUCTION),
         ("noise_shape", noise_shape, PER_SAMPLE),
         ("noise_kind", noise_kind, ADDITIVE),

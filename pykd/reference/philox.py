@@ -70,7 +70,10 @@ def mean_noise(
     """Mean over the teachers of ``s * sigma * xi``, float64 ``[rows, classes]`` or ``[rows, 1]``."""
     total = torch.zeros(rows, 1, dtype=torch.float64, device=seed.device)
     for teacher in range(n_teachers):
-        place = {"seed": seed, "teacher": teacher, "row_offset": row_offset}
-        normal = sample_normal(rows, **place) if noise_shape == "sample" else logit_normal(rows, classes, **place)
-        total = total + selected(rows, alpha, **place).unsqueeze(1) * normal
+        if noise_shape == "sample":
+            normal = sample_normal(rows, seed=seed, teacher=teacher, row_offset=row_offset)
+        else:
+            normal = logit_normal(rows, classes, seed=seed, teacher=teacher, row_offset=row_offset)
+        chosen = selected(rows, alpha, seed=seed, teacher=teacher, row_offset=row_offset)
+        total = total + chosen.unsqueeze(1) * normal
     return total * (sigma / n_teachers)

@@ -78,7 +78,7 @@ def distill(
 ) -> Run:
     """Trains a teacher if asked, then one student by ``method`` and one by each baseline, and compares them.
 
-    The epoch with the best accuracy on the held-out rows is kept, the earliest of equal ones; test rows are for the
+    The epoch with the best accuracy on the held-out rows is kept, the last of equal ones; test rows are for the
     last table alone. Killed at any moment, a run with ``out`` goes on with ``resume=True`` from its last checkpoint, on
     the CPU with the same bits.
 

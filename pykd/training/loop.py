@@ -392,7 +392,7 @@ class Fit:
             for buffer in self._module.buffers():
                 broadcast(buffer)
         correct, rows = accuracy(self._module, run.holdout, run.accelerator)
-        if correct / rows > at.best_accuracy:
+        if correct / rows >= at.best_accuracy:  # of equal epochs the last: it has trained longest
             at.best_accuracy, at.best_epoch = correct / rows, at.epoch + 1
             self._best = weights(self._module)
         losses = run.accelerator.reduce(self._losses.clone())

@@ -22,6 +22,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from pykd.config import dump
 from pykd.errors import PykdError
 
 _brief = reprlib.Repr()
@@ -181,7 +182,7 @@ class RunFolder:
             if self._metrics.exists() or self.checkpoints.exists() or self.summary.exists():
                 raise PykdError(f"{self.path} holds files of a run but no config.yaml: give another --out")
             write_atomically(self.path / "environment.json", _json(environment()))
-            write_atomically(self._config, yaml.safe_dump(self.settings, sort_keys=False).encode())
+            write_atomically(self._config, dump(self.settings).encode())
         elif not resume:
             raise PykdError(f"{self.path} already holds a run: continue it with --resume or give another --out")
         else:

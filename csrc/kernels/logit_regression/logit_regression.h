@@ -24,7 +24,7 @@ struct LogitRegression {
   const void* teacher;       // [rows, classes], row-major, teacher_dtype
   const void* grad_loss;     // null (all ones), or grad_loss_stride apart, loss dtype
   void* row_loss;            // out [rows], loss dtype: float64 for float64 logits, else float32; or null
-  void* loss;                // out [1], loss dtype; or null. Asks for row_loss
+  void* loss;                // out [1], loss dtype; or null. On the CPU it asks for row_loss
   void* grad_student;        // out [rows, classes], student_dtype; or null. May be student itself
   int64_t rows;              // >= 0
   int64_t classes;           // >= 1

@@ -8,7 +8,7 @@
 namespace pykd::PYKD_ISA {
 namespace {
 
-constexpr int64_t kTile = 512;  // logits whose noise is held at a time: with two rows of logits it stays in L1
+constexpr int64_t kTile = 1024;  // logits whose noise is held at a time: 4 KB, so that it stays in L1 beside the rows
 constexpr int64_t kOctets = kTile / 8;
 constexpr int kRows = 64;  // rows whose selection is drawn together: the bits of one mask
 constexpr int kSlots = kLanes / 2;
@@ -198,38 +198,50 @@ class Rows {
  public:
   explicit Rows(const LogitRegression& args)
       : a(args),
-        run_clean(choose_outputs<Target::kClean, T>(a)),
-        run_noisy(a.noise.additive ? choose_outputs<Target::kAdditive, T>(a)
-                                   : choose_outputs<Target::kMultiplicative, T>(a)),
+        clean(choose_outputs<Target::kClean, T>(a)),
+        noisy(a.noise.additive ? choose_outputs<Target::kAdditive, T>(a)
+                               : choose_outputs<Target::kMultiplicative, T>(a)),
         teachers(a.noise.sigma > 0 && a.noise.threshold > 0 ? static_cast<uint32_t>(a.noise.n_teachers) : 0),
         seed(teachers ? static_cast<uint64_t>(*a.noise.seed) : 0),
         weight(static_cast<T>(teachers ? a.noise.sigma / static_cast<double>(a.noise.n_teachers) : 0)),
         tile(smaller(kTile, a.classes)),
         octets((tile + 7) / 8) {
-    clean.noise = noisy.noise = noise;
-    clean.noise_stride = 0;
-    noisy.noise_stride = octets * 8;
+    part.sum = sum;
   }
 
   void run(int64_t row_begin, int64_t row_end) {
-    const int64_t most = a.noise.per_sample ? 1 : kOctets / octets;  // rows whose noise fits
-    for (first = row_begin; first < row_end; first += kRows) {
-      const int64_t count = smaller(kRows, row_end - first);
+    for (int64_t row = row_begin; row < row_end; row += kRows) {
+      part.first = row;
+      const int64_t count = smaller(kRows, row_end - row);
       for (int64_t i = 0; i < count; ++i) sum[i] = 0;
-      uint64_t selected = select(count), others = ~selected & (~uint64_t{0} >> (kRows - count));
-      while (selected | others) {
-        const int64_t groups = (__builtin_popcountll(selected) + most - 1) / most;
-        others = take(others, groups ? (__builtin_popcountll(others) + groups - 1) / groups : kRows, clean);
-        selected = take(selected, most, noisy);
-        run_tiles();
-      }
+      uint64_t selected = select(count);
+      take(~selected & (~uint64_t{0} >> (kRows - count)), kRows);
+      part.noise = noise;
+      part.noise_stride = 0;
+      for_tiles([&] { clean(a, part, widened); });
+      while (selected) selected = a.noise.per_sample ? run_sample(selected) : run_logits(selected);
       if (a.row_loss)
-        for (int64_t i = 0; i < count; ++i) static_cast<T*>(a.row_loss)[first + i] = static_cast<T>(sum[i] / 2);
+        for (int64_t i = 0; i < count; ++i) static_cast<T*>(a.row_loss)[row + i] = static_cast<T>(sum[i] / 2);
     }
   }
 
  private:
-  uint64_t global(int64_t i) const { return static_cast<uint64_t>(a.noise.row_offset + first + i); }
+  // The lowest of the selected rows, `most` at the most; returns the others.
+  uint64_t take(uint64_t selected, int64_t most) {
+    for (part.count = 0; selected && part.count < most; selected &= selected - 1)
+      part.rows[part.count++] = __builtin_ctzll(selected);
+    return selected;
+  }
+
+  template <typename Function>
+  void for_tiles(const Function& function) {
+    for (part.class_begin = 0; part.class_begin < a.classes; part.class_begin += tile) {
+      part.n = smaller(tile, a.classes - part.class_begin);
+      function();
+    }
+  }
+
+  uint64_t global(int64_t i) const { return static_cast<uint64_t>(a.noise.row_offset + part.first + i); }
 
   // Rows that any teacher perturbs; with one value a sample, their noise too.
   uint64_t select(int64_t count) {
@@ -249,45 +261,35 @@ class Rows {
     return any;
   }
 
-  // Puts the lowest of the rows into `part`, `most` at the most; returns the others.
-  uint64_t take(uint64_t rows, int64_t most, Part<T>& part) {
-    for (part.count = 0; rows && part.count < most; rows &= rows - 1) part.rows[part.count++] = __builtin_ctzll(rows);
-    part.first = first;
-    part.sum = sum;
-    return rows;
+  // The lowest selected row; returns the others.
+  uint64_t run_sample(uint64_t selected) {
+    const uint64_t others = take(selected, 1);
+    for (int64_t j = 0; j < tile; ++j) noise[j] = row_noise[part.rows[0]];
+    for_tiles([&] { noisy(a, part, widened); });
+    return others;
   }
 
-  // Noisy rows, and clean ones beside them: while noise is drawn, the logits of both come near.
-  void run_tiles() {
-    for (int64_t c = 0; c < a.classes; c += tile) {
-      clean.class_begin = noisy.class_begin = c;
-      clean.n = noisy.n = smaller(tile, a.classes - c);
-      if (noisy.count) {
-        prefetch(noisy);
-        prefetch(clean);
-        draw();
-        run_noisy(a, noisy, widened);
+  // As many of the lowest selected rows as fit one tile; returns the others.
+  uint64_t run_logits(uint64_t selected) {
+    const uint64_t others = take(selected, kOctets / octets);
+    part.noise_stride = octets * 8;
+    for_tiles([&] {
+      prefetch();
+      if (teachers == 1) {
+        draw(0, part.rows, part.count, noise);
+      } else {
+        for (int64_t j = 0; j < part.count * part.noise_stride; ++j) noise[j] = 0;
+        for (uint32_t k = 0; k < teachers; ++k) add_teacher(k);
       }
-      run_clean(a, clean, widened);
-    }
-  }
-
-  // The noise of this tile of the noisy rows.
-  void draw() {
-    if (a.noise.per_sample) {
-      for (int64_t j = 0; j < noisy.n; ++j) noise[j] = row_noise[noisy.rows[0]];
-    } else if (teachers == 1) {
-      draw(0, noisy.rows, noisy.count, noise);
-    } else {
-      for (int64_t j = 0; j < noisy.count * noisy.noise_stride; ++j) noise[j] = 0;
-      for (uint32_t k = 0; k < teachers; ++k) add_teacher(k);
-    }
+      noisy(a, part, widened);
+    });
+    return others;
   }
 
   void draw(uint32_t teacher, const int* rows, int count, T* out) {
     for (int i = 0; i < count; ++i)
       for (int64_t q = 0; q < octets; ++q) {
-        counters.index[i * octets + q] = static_cast<uint64_t>(noisy.class_begin / 8 + q);
+        counters.index[i * octets + q] = static_cast<uint64_t>(part.class_begin / 8 + q);
         counters.row[i * octets + q] = global(rows[i]);
       }
     draw_normals(counters, count * octets, teacher, seed, weight, out);
@@ -295,18 +297,19 @@ class Rows {
 
   void add_teacher(uint32_t teacher) {
     int rows[kRows], places[kRows], count = 0;
-    for (int i = 0; i < noisy.count; ++i)
-      if (row_draw(seed, global(noisy.rows[i]), teacher, a.noise.threshold).selected) {
-        rows[count] = noisy.rows[i];
+    for (int i = 0; i < part.count; ++i)
+      if (row_draw(seed, global(part.rows[i]), teacher, a.noise.threshold).selected) {
+        rows[count] = part.rows[i];
         places[count++] = i;
       }
     draw(teacher, rows, count, drawn);
     for (int i = 0; i < count; ++i)
-      for (int64_t j = 0; j < noisy.noise_stride; ++j)
-        noise[places[i] * noisy.noise_stride + j] += drawn[i * noisy.noise_stride + j];
+      for (int64_t j = 0; j < part.noise_stride; ++j)
+        noise[places[i] * part.noise_stride + j] += drawn[i * part.noise_stride + j];
   }
 
-  void prefetch(const Part<T>& part) const {
+  // Brings the logits near while their noise is drawn.
+  void prefetch() const {
     const auto lines = [&](const void* logits, DType dtype, int64_t at) {
       const int64_t bytes = is_half(dtype) ? 2 : sizeof(T);
       const char* from = static_cast<const char*>(logits) + at * bytes;
@@ -321,13 +324,12 @@ class Rows {
   }
 
   const LogitRegression& a;
-  const RunPart<T> run_clean, run_noisy;
+  const RunPart<T> clean, noisy;
   const uint32_t teachers;  // 0: no noise
   const uint64_t seed;
   const T weight;
   const int64_t tile, octets;  // classes at a time, and their counters
-  int64_t first = 0;           // the group's first row
-  Part<T> clean, noisy;
+  Part<T> part;
   double sum[kRows];
   RowDraw draws[kRows];
   T row_noise[kRows];

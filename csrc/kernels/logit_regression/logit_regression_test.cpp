@@ -453,7 +453,7 @@ void test_rows_stand_alone() {
       Case c{.rows = classes == 8200 ? 4 : 130, .classes = classes, .student = student, .teacher = teacher};
       c.batchmean = false;
       const int64_t half = c.rows / 2;
-      Problem whole(c), again(c), second(c);
+      Problem whole(c), again(c), second(c), total(c);
       LogitRegression args = second.args();
       const auto skip = [&](const void* logits, DType dtype) {
         return static_cast<const char*>(logits) + static_cast<size_t>(half * classes) * size_of(dtype);
@@ -467,6 +467,10 @@ void test_rows_stand_alone() {
       run_cuda(args);
       check(whole.loss == again.loss && whole.row_loss == again.row_loss && whole.grad == again.grad,
             "cuda: the same bits again:" + c.name());
+      LogitRegression total_alone = total.args();
+      total_alone.row_loss = nullptr;
+      run_cuda(total_alone);
+      check(whole.loss == total.loss && whole.grad == total.grad, "cuda: the loss needs no row_loss:" + c.name());
       bool same = true;
       for (int64_t r = 0; r < half; ++r) same = same && second.row_loss.get(r) == whole.row_loss.get(half + r);
       for (int64_t i = 0; i < half * classes; ++i)

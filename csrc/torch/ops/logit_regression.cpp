@@ -25,7 +25,13 @@ using torch::autograd::variable_list;
 // Threads are worth their start from about 16 us of work on.
 void run_cpu(const LogitRegressionCall& call) {
   constexpr int64_t kLogitsPerTask = 8192;
-  const LogitRegression& args = call.args;
+  LogitRegression args = call.args;
+  double row_losses[256];  // a small batch's, which no allocation should delay
+  Tensor more;
+  if (args.loss) {
+    if (args.rows > 256) more = at::empty({args.rows}, call.student.options().dtype(at::kDouble));
+    args.row_loss = more.defined() ? more.mutable_data_ptr() : row_losses;
+  }
   at::parallel_for(0, args.rows, std::max<int64_t>(1, kLogitsPerTask / args.classes),
                    [&](int64_t begin, int64_t end) { logit_regression_cpu(args, begin, end); });
   if (args.loss) logit_regression_total_cpu(args);

@@ -97,7 +97,6 @@ struct LogitRegressionCall {
                       const at::Tensor& grad_loss = {}, bool accumulate = false)
       : student(student_.contiguous()), teacher(teacher_.contiguous()) {
     const int64_t rows = student.size(0);
-    if (loss.defined()) row_loss = options.reduced() ? at::empty({rows}, loss.options()) : loss;
     const auto pointer = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
     const double scale = options.reduction == static_cast<int64_t>(Reduction::kBatchmean) && rows > 0
                              ? 1.0 / static_cast<double>(rows)
@@ -105,7 +104,7 @@ struct LogitRegressionCall {
     args = {student.const_data_ptr(),
             teacher.const_data_ptr(),
             grad_loss.defined() ? grad_loss.const_data_ptr() : nullptr,
-            pointer(row_loss),
+            options.reduced() ? nullptr : pointer(loss),
             options.reduced() ? pointer(loss) : nullptr,
             pointer(grad_student),
             rows,
@@ -119,7 +118,7 @@ struct LogitRegressionCall {
             pack_noise(options.noise, seed)};
   }
 
-  at::Tensor student, teacher, row_loss;
+  at::Tensor student, teacher;
   LogitRegression args;
 };
 
