@@ -24,6 +24,9 @@ target_include_directories(_C SYSTEM PRIVATE ${PYKD_TORCH_INCLUDE} ${PYKD_PYTHON
 target_compile_options(_C PRIVATE
   $<$<COMPILE_LANGUAGE:CXX>:-fvisibility=hidden -Wall -Wextra -ffile-prefix-map=${PYKD_TORCH_INCLUDE}/=
   -ffile-prefix-map=${PYKD_PYTHON_INCLUDE}/=>)
+# at::parallel_for is OpenMP in its caller, and serial without this flag. It is not linked: the runtime must be the one
+# that torch brings, whose number of threads torch.set_num_threads sets.
+set_source_files_properties(${PYKD_GLUE} PROPERTIES COMPILE_OPTIONS -fopenmp)
 target_link_options(_C PRIVATE -s -Wl,--as-needed)
 foreach(library c10 torch torch_cpu torch_python)
   target_link_libraries(_C PRIVATE ${PYKD_TORCH_DIR}/lib/lib${library}.so)

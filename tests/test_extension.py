@@ -61,3 +61,12 @@ def test_libraries_are_those_torch_has_loaded():
     needed = re.findall(r"\(NEEDED\).*\[(.+)\]", readelf.stdout)
     known = r"(lib(c10|torch)\w*|lib(cudart|stdc\+\+|gcc_s|pthread|m|c)|ld-linux\S*)\.so"
     assert [library for library in needed if not re.match(known, library)] == []
+
+
+def test_parallel_loops_run_on_torchs_threads():
+    """at::parallel_for is serial without OpenMP, and a second runtime would not know torch's number of threads."""
+    module = _extension.load().__file__
+    asked = subprocess.run(["nm", "-D", "--undefined-only", module], capture_output=True, text=True, check=True).stdout
+    linked = subprocess.run(["readelf", "-d", module], capture_output=True, text=True, check=True).stdout
+    assert "GOMP_parallel" in asked
+    assert "libgomp" not in linked

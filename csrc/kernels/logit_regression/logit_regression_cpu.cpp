@@ -42,12 +42,15 @@ struct Counters {
 };
 
 // out[8 * j + i] is weight times the i-th normal value of counter j < count; out has the same room to spare.
-// Three loops: in one, the long chain of a vector (rounds, logarithm, root) would leave the processor waiting.
+// Three loops: in one, the long chain of a vector (rounds, logarithm, root) would leave the processor waiting. Each
+// brings one of the arrays near that the noise is for, a line at a time: near(array, value) for every 16th value.
+template <typename Near>
 inline void draw_normals(const Counters& counters, int64_t count, uint32_t teacher, uint64_t seed, float weight,
-                         float* out) {
+                         const Near& near, float* out) {
   alignas(64) uint32_t words[kTile / 2 + 8 * kSlots];
   alignas(64) float squared[kTile / 2 + 8 * kSlots];
   for (int64_t j = 0; j < count; j += 2 * kSlots) {
+    for (int64_t value = 8 * j; value < 8 * (j + 2 * kSlots); value += 16) near(0, value);
     Philox<Slots> x[2];
     for (int i = 0; i < 2; ++i) {
       const Slots row = load<Slots>(counters.row + j + i * kSlots);
@@ -61,8 +64,12 @@ inline void draw_normals(const Counters& counters, int64_t count, uint32_t teach
     }
   }
   const int64_t drawn = (count + 2 * kSlots - 1) / (2 * kSlots) * (8 * kSlots);  // words, whole vectors
-  for (int64_t j = 0; j < drawn; j += kLanes) store(squared + j, squared_radius(load<Words>(words + j)));
   for (int64_t j = 0; j < drawn; j += 2 * kLanes) {
+    for (int64_t value = 2 * j; value < 2 * j + 4 * kLanes; value += 16) near(1, value);
+    for (int i = 0; i < 2; ++i) store(squared + j + i * kLanes, squared_radius(load<Words>(words + j + i * kLanes)));
+  }
+  for (int64_t j = 0; j < drawn; j += 2 * kLanes) {
+    for (int64_t value = 2 * j; value < 2 * j + 4 * kLanes; value += 16) near(2, value);
     Floats cosine[2], sine[2];
     for (int i = 0; i < 2; ++i)
       rotate(load<Words>(words + j + i * kLanes), load<Floats>(squared + j + i * kLanes), weight, cosine[i], sine[i]);
@@ -70,8 +77,9 @@ inline void draw_normals(const Counters& counters, int64_t count, uint32_t teach
   }
 }
 
+template <typename Near>
 inline void draw_normals(const Counters& counters, int64_t count, uint32_t teacher, uint64_t seed, double weight,
-                         double* out) {
+                         const Near&, double* out) {
   for (int64_t j = 0; j < count; ++j) {
     const uint64_t row = counters.row[j];
     Philox<uint64_t> x[1] = {{{counters.index[j], teacher, row, row >> 32}}};
@@ -215,10 +223,13 @@ class Rows {
       const int64_t count = smaller(kRows, row_end - row);
       for (int64_t i = 0; i < count; ++i) sum[i] = 0;
       uint64_t selected = select(count);
-      take(~selected & (~uint64_t{0} >> (kRows - count)), kRows);
+      uint64_t others = ~selected & (~uint64_t{0} >> (kRows - count));
       part.noise = noise;
       part.noise_stride = 0;
-      for_tiles([&] { clean(a, part, widened); });
+      while (others) {
+        others = take(others, tile < a.classes ? 1 : kRows);  // memory is read row after row
+        for_tiles([&] { clean(a, part, widened); });
+      }
       while (selected) selected = a.noise.per_sample ? run_sample(selected) : run_logits(selected);
       if (a.row_loss)
         for (int64_t i = 0; i < count; ++i) static_cast<T*>(a.row_loss)[row + i] = static_cast<T>(sum[i] / 2);
@@ -274,7 +285,6 @@ class Rows {
     const uint64_t others = take(selected, kOctets / octets);
     part.noise_stride = octets * 8;
     for_tiles([&] {
-      prefetch();
       if (teachers == 1) {
         draw(0, part.rows, part.count, noise);
       } else {
@@ -292,7 +302,18 @@ class Rows {
         counters.index[i * octets + q] = static_cast<uint64_t>(part.class_begin / 8 + q);
         counters.row[i * octets + q] = global(rows[i]);
       }
-    draw_normals(counters, count * octets, teacher, seed, weight, out);
+    const auto draw = [&](const auto& near) {
+      draw_normals(counters, count * octets, teacher, seed, weight, near, out);
+    };
+    if (count != 1) return draw([](int, int64_t) {});
+    // A large row comes from memory: its logits are fetched while its noise is drawn.
+    const int64_t at = (part.first + rows[0]) * a.classes + part.class_begin;
+    const void* const arrays[3] = {a.student, a.teacher, a.grad_student ? a.grad_student : a.student};
+    const DType dtypes[3] = {a.student_dtype, a.teacher_dtype, a.student_dtype};
+    draw([&](int array, int64_t value) __attribute__((always_inline)) {
+      const int64_t bytes = is_half(dtypes[array]) ? 2 : sizeof(T);
+      if (value < part.n) __builtin_prefetch(static_cast<const char*>(arrays[array]) + (at + value) * bytes);
+    });
   }
 
   void add_teacher(uint32_t teacher) {
@@ -306,21 +327,6 @@ class Rows {
     for (int i = 0; i < count; ++i)
       for (int64_t j = 0; j < part.noise_stride; ++j)
         noise[places[i] * part.noise_stride + j] += drawn[i * part.noise_stride + j];
-  }
-
-  // Brings the logits near while their noise is drawn.
-  void prefetch() const {
-    const auto lines = [&](const void* logits, DType dtype, int64_t at) {
-      const int64_t bytes = is_half(dtype) ? 2 : sizeof(T);
-      const char* from = static_cast<const char*>(logits) + at * bytes;
-      for (int64_t j = 0; j < part.n * bytes; j += 64) __builtin_prefetch(from + j);
-    };
-    for (int i = 0; i < part.count; ++i) {
-      const int64_t at = (part.first + part.rows[i]) * a.classes + part.class_begin;
-      lines(a.student, a.student_dtype, at);
-      lines(a.teacher, a.teacher_dtype, at);
-      if (a.grad_student) lines(a.grad_student, a.student_dtype, at);
-    }
   }
 
   const LogitRegression& a;
