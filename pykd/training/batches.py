@@ -122,7 +122,7 @@ class Source:
             raise PykdError(
                 f"{self.name} can only be iterated: give the held-out rows as holdout=, a Dataset or a DataLoader"
             )
-        held = round(share * self.rows)
+        held = round(share * self.rows) if 0 < share < 1 else 0
         if not 0 < held < self.rows:
             raise PykdError(
                 f"holdout={share:g} of {self.rows} rows leaves nothing on one side: give a share in between"
@@ -146,6 +146,16 @@ class Source:
         if not isinstance(batch[1], Tensor) or batch[1].dtype != torch.int64 or batch[1].shape != batch[0].shape[:1]:
             raise PykdError(f"a label of {self.name} should be one integer, the number of a class")
         return tuple(batch)
+
+    def check_labels(self, labels: Tensor, classes: int) -> None:
+        """Raises a ``PykdError`` where a label is none of ``classes`` numbers from 0 on."""
+        low, high = (int(value) for value in labels.aminmax())
+        if low < 0 or high >= classes:
+            wrong = low if low < 0 else high
+            raise PykdError(
+                f"{self.name} has the label {wrong}, and the networks give {classes} logits: "
+                f"labels should be 0 to {classes - 1}"
+            )
 
     def batches(self, batch_size: int | None, *, shuffle: bool = False, rank: int = 0, world: int = 1) -> "Batches":
         """Batches of ``batch_size`` rows; process ``rank`` of ``world`` gets its contiguous slice of each."""

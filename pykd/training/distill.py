@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,16 @@ def distill(
     """
     if resume and out is None:
         raise PykdError("resume=True needs out=, the folder of the run to continue")
+    if isinstance(method, type) or not hasattr(method, "comparisons"):
+        raise PykdError(f"method should be a method such as pykd.methods.NoisyTeacher(), got {method!r}")
+    for name, given in {"training": training, "teacher_training": teacher_training}.items():
+        if not isinstance(given, (Training, type(None))):
+            raise PykdError(f"{name} should be a pykd.config.Training, got {type(given).__name__}")
+    if not hasattr(seed, "__index__"):
+        raise PykdError(f"seed should be a whole number, got {seed!r}")
+    seed = index(seed)  # numpy's integers, too, decide the same as Python's and are recorded
+    if keep_checkpoints < 1 or not checkpoint_seconds >= 0:
+        raise PykdError("keep_checkpoints should be at least 1 and checkpoint_seconds not negative")
     training = _overridden(training, overrides)
     if config is not None:
         checkpoint_seconds, keep_checkpoints = config.checkpoint_seconds, config.keep_checkpoints
@@ -253,7 +264,7 @@ def _accelerator(device: str | None) -> Accelerator:
 def _build(network: Network, name: str, seed: int, inputs: Tensor) -> tuple[nn.Module, Tensor]:
     """The module, and the logits it gives: the first call also gives lazy layers their shapes."""
     set_seed(derive(seed, "initial", name) % 2**32)
-    module = network if isinstance(network, nn.Module) else network()
+    module = network if isinstance(network, nn.Module) or not callable(network) else network()
     if not isinstance(module, nn.Module):
         raise PykdError(f"{name} should be a module or a function that makes one, got {type(module).__name__}")
     device = next((value.device for value in module.state_dict().values()), torch.device("cpu"))

@@ -259,7 +259,7 @@ class Fit:
             group["lr"] = rate
         self._optimizer.zero_grad()
         if self._at.epoch == 0:
-            self._check_labels(rows.labels)
+            self._run.train.check_labels(rows.labels, self._run.classes)
         inputs = rows.inputs.to(self._device, non_blocking=True)
         if self._run.augment is not None and training.augment:
             inputs = self._augmented(inputs, rows, step, self._run.augment)
@@ -293,16 +293,6 @@ class Fit:
         batch = inputs.new_zeros(rows.total, *inputs.shape[1:])
         batch[mine] = inputs
         return augment(batch, generator)[mine]
-
-    def _check_labels(self, labels: Tensor) -> None:
-        low, high = (int(value) for value in labels.aminmax())
-        classes = self._run.classes
-        if low < 0 or high >= classes:
-            wrong = low if low < 0 else high
-            raise PykdError(
-                f"{self._run.train.name} has the label {wrong}, and the networks give {classes} logits: "
-                f"labels should be 0 to {classes - 1}"
-            )
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self._training.mixed_precision == "no":

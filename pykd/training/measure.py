@@ -31,7 +31,9 @@ def accuracy(module: nn.Module, source: Source, accelerator: Accelerator | None 
     correct = torch.zeros((), dtype=torch.int64, device=device)
     rows = 0
     for batch in source.batches(source.large_batch, rank=rank, world=world):
-        answers = module(batch.inputs.to(device)).argmax(-1)[: batch.weight]
+        logits = module(batch.inputs.to(device))
+        source.check_labels(batch.labels, logits.shape[-1])
+        answers = logits.argmax(-1)[: batch.weight]
         correct += (answers == batch.labels.to(device)[: batch.weight]).sum()
         rows += batch.total
     return int(correct if accelerator is None else accelerator.reduce(correct)), rows

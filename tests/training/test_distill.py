@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -100,7 +101,7 @@ def test_best_epoch_on_held_out_rows_is_kept() -> None:
     run = train(epochs=6, lr=0.05)
     accuracies = [row["holdout_accuracy"] for row in run.metrics]
     best = run.summary["rows"][-1]
-    assert best["best_epoch"] == 1 + accuracies.index(max(accuracies))
+    assert best["best_epoch"] == len(accuracies) - accuracies[::-1].index(max(accuracies))  # the last of equal ones
     assert best["holdout_accuracy"] == max(accuracies)
     assert best["accuracy"] == max(accuracies)  # without test rows
     assert run.summary["measured_on"] == "holdout"
@@ -315,6 +316,37 @@ def test_broken_rules_say_which(changes: dict[str, Any], sentence: str) -> None:
 def test_labels_beyond_the_classes_are_told() -> None:
     with pytest.raises(PykdError, match=r"train has the label 7, and the networks give 3 logits"):
         train(StudentAlone(), train=TensorDataset(INPUTS, LABELS.clone().index_fill_(0, torch.tensor([70]), 7)))
+
+
+@pytest.mark.parametrize("part", ["holdout", "test"])
+def test_labels_beyond_the_classes_are_told_of_every_part(part: str) -> None:
+    with pytest.raises(PykdError, match=f"{part} has the label 7"):
+        train(**{part: TensorDataset(INPUTS, LABELS + 5)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"method": NoisyTeacher}, "method should be a method"),
+        ({"teacher_training": {"epochs": 1}}, "teacher_training should be a pykd.config.Training, got dict"),
+        ({"training": {"epochs": 1}}, "training should be a pykd.config.Training, got dict"),
+        ({"student": 5}, "student should be a module"),
+        ({"seed": 1.5}, "seed should be a whole number, got 1.5"),
+        ({"holdout": float("nan")}, "leaves nothing on one side"),
+        ({"holdout": float("inf")}, "leaves nothing on one side"),
+        ({"keep_checkpoints": -1}, "keep_checkpoints should be at least 1"),
+        ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds not negative"),
+    ],
+)
+def test_arguments_of_another_kind_are_told(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(PykdError, match=sentence):
+        train(**changes)
+
+
+def test_seed_of_numpy_is_that_of_python(tmp_path: Any) -> None:
+    left, right = train(seed=3), train(seed=np.int64(3), out=tmp_path)
+    assert same(left.student, right.student)
+    assert "seed: 3\n" in (tmp_path / "config.yaml").read_text()
 
 
 def test_shared_parameters_are_told() -> None:
