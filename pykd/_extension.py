@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import platform
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,8 @@ def load() -> ModuleType:
         The module. Its attributes say how it was built: ``torch_version``, ``cuda``, ``cuda_reason``.
 
     Raises:
-        ImportError: if nothing is compiled here, or for another torch or Python; the message says how to rebuild.
+        ImportError: if nothing is compiled here, or for another torch or Python, with how to rebuild; or if the
+            environment variable ``PYKD_CPU_ISA`` names no level.
 
     Example:
         >>> load().torch_version in __import__("torch").__version__
@@ -24,6 +26,9 @@ def load() -> ModuleType:
     """
     import torch
 
+    isa = os.environ.get("PYKD_CPU_ISA", "")
+    if isa not in ("", "baseline", "avx2", "avx512"):
+        raise ImportError(f"PYKD_CPU_ISA should be baseline, avx2 or avx512, got {isa!r}: correct or unset it.")
     record = Path(__file__).with_name("_build_info.json")
     if not record.exists():
         raise ImportError(f"pykd's operators are not compiled here: {_REBUILD}.")

@@ -63,6 +63,12 @@ def test_libraries_are_those_torch_has_loaded():
     assert [library for library in needed if not re.match(known, library)] == []
 
 
+def test_unknown_level_is_told(monkeypatch):
+    monkeypatch.setenv("PYKD_CPU_ISA", "AVX2")
+    with pytest.raises(ImportError, match=r"PYKD_CPU_ISA should be baseline, avx2 or avx512, got 'AVX2'"):
+        _extension.load()
+
+
 def test_parallel_loops_run_on_torchs_threads():
     """at::parallel_for is serial without OpenMP, and a second runtime would not know torch's number of threads."""
     module = _extension.load().__file__

@@ -1,11 +1,10 @@
 // Philox4x32-10 (Salmon et al. 2011) and Box-Muller, written once for vectors, scalars and CUDA.
 //
 // The counter of a draw is (index, stream, row low, row high), the key is the seed:
-//   noise of class c in row r for teacher k:  index = c / 8, stream = k; word (c % 8) / 2 gives the pair of an even
-//   class
-//                                             (cosine) and the odd one after it (sine)
-//   draws of the whole row r for teacher k:   index = 0, stream = k | kRowDraw; word 0 selects, word 1 gives xi
-//   (cosine)
+//   noise of class c in row r for teacher k:  index = c / 8, stream = k
+//     word (c % 8) / 2 gives the pair of an even class (cosine) and the odd one after it (sine)
+//   draws of the whole row r for teacher k:   index = 0, stream = k | kRowDraw
+//     word 0 selects, word 1 gives xi (cosine)
 // A word lives in the low half of a 64-bit slot; the high half is noise until masked.
 #pragma once
 

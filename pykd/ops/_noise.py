@@ -1,7 +1,8 @@
 """The noise arguments that several ops share: their names in Python, and the seed."""
 
 from collections.abc import Mapping
-from typing import NoReturn
+from numbers import Integral, Real
+from typing import Any, NoReturn
 
 import torch
 from torch import Generator, Tensor
@@ -18,8 +19,39 @@ def reject(op: str, *, reduction: str, noise_shape: str, noise_kind: str) -> NoR
         ("noise_shape", noise_shape, PER_SAMPLE),
         ("noise_kind", noise_kind, ADDITIVE),
     ]
-    argument, value, table = next(name for name in names if name[1] not in name[2])
+    argument, value, table = next(name for name in names if name[1] not in list(name[2]))
     raise ValueError(f"{op}: {argument} must be one of {', '.join(table)}, got {value!r}") from None
+
+
+# What the operators' arguments must be, in words and as types; arguments that are not here are integers.
+_NUMBER = ("a number", (Real,))
+_TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
+    "student": ("a Tensor", (Tensor,)),
+    "teacher": ("a Tensor", (Tensor,)),
+    "seed": ("a Tensor or None", (Tensor, type(None))),
+    "generator": ("a Generator or None", (Generator, type(None))),
+    "sigma": _NUMBER,
+    "alpha": _NUMBER,
+    "out": ("a Tensor", (Tensor,)),
+    "accumulate": ("a bool", (bool,)),
+}
+
+
+def explain(op: str, error: TypeError, **arguments: Any) -> NoReturn:
+    """Raises what is wrong with the type of the first argument that C++ does not take; else ``error`` itself.
+
+    Called after the fact, so that calls in order pay nothing for it.
+    """
+    if "incompatible function arguments" not in str(error):
+        raise error
+    for name, value in arguments.items():
+        if name in _TYPES:
+            wanted, types = _TYPES[name]
+            if not isinstance(value, types):
+                raise TypeError(f"{op}: {name} must be {wanted}, got {type(value).__name__}") from None
+        elif not isinstance(value, Integral) or not -(2**63) <= int(value) < 2**63:
+            raise TypeError(f"{op}: {name} must be an int of 64 bits, got {value!r}") from None
+    raise error
 
 
 def traced_seed(

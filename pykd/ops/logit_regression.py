@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from pykd import _C
-from pykd.ops._noise import ADDITIVE, PER_SAMPLE, REDUCTION, reject, traced_seed
+from pykd.ops._noise import ADDITIVE, PER_SAMPLE, REDUCTION, explain, reject, traced_seed
 
 
 def logit_regression(
@@ -77,13 +77,17 @@ def logit_regression(
     op = "logit_regression"
     try:
         how, per_sample, additive = REDUCTION[reduction], PER_SAMPLE[noise_shape], ADDITIVE[noise_kind]
-    except KeyError:
+    except (KeyError, TypeError):
         reject(op, reduction=reduction, noise_shape=noise_shape, noise_kind=noise_kind)
     options = (how, sigma, alpha, per_sample, additive, n_teachers, row_offset)
     if torch.compiler.is_compiling():
         seed = traced_seed(op, student, sigma, alpha, seed, generator)
         return torch.ops.pykd.logit_regression(student, teacher, seed, *options)
-    return _C.logit_regression(student, teacher, seed, generator, *options)
+    try:
+        return _C.logit_regression(student, teacher, seed, generator, *options)
+    except TypeError as error:
+        numbers = {"sigma": sigma, "alpha": alpha, "n_teachers": n_teachers, "row_offset": row_offset}
+        explain(op, error, student=student, teacher=teacher, seed=seed, generator=generator, **numbers)
 
 
 def logit_regression_and_grad(
@@ -149,7 +153,7 @@ def logit_regression_and_grad(
         raise ValueError(f"{op}: accumulate=True needs a buffer, pass it as out=")
     try:
         how, per_sample, additive = REDUCTION[reduction], PER_SAMPLE[noise_shape], ADDITIVE[noise_kind]
-    except KeyError:
+    except (KeyError, TypeError):
         reject(op, reduction=reduction, noise_shape=noise_shape, noise_kind=noise_kind)
     options = (how, sigma, alpha, per_sample, additive, n_teachers, row_offset)
     if torch.compiler.is_compiling():
@@ -157,6 +161,11 @@ def logit_regression_and_grad(
         if out is None:
             return torch.ops.pykd.logit_regression_and_grad(student, teacher, seed, *options)
         return torch.ops.pykd.logit_regression_and_grad.out(student, teacher, seed, *options, accumulate, out), out
-    if out is None:
-        return _C.logit_regression_and_grad(student, teacher, seed, generator, *options)
-    return _C.logit_regression_and_grad_out(student, teacher, seed, generator, *options, accumulate, out), out
+    try:
+        if out is None:
+            return _C.logit_regression_and_grad(student, teacher, seed, generator, *options)
+        return _C.logit_regression_and_grad_out(student, teacher, seed, generator, *options, accumulate, out), out
+    except TypeError as error:
+        numbers = {"sigma": sigma, "alpha": alpha, "n_teachers": n_teachers, "row_offset": row_offset}
+        buffer = {} if out is None else {"out": out, "accumulate": accumulate}
+        explain(op, error, student=student, teacher=teacher, seed=seed, generator=generator, **numbers, **buffer)

@@ -369,6 +369,12 @@ def test_out_is_seen_by_autograd():
     logit_regression_and_grad(torch.zeros(2, 3), torch.ones(2, 3), out=saved.detach())
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+    saved = x * 2
+    loss = (saved * saved).sum()
+    with torch.inference_mode():
+        logit_regression_and_grad(torch.zeros(2, 3), torch.ones(2, 3), out=saved)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -422,12 +428,42 @@ def test_broken_rules_say_which(student, teacher, options, message):
         (torch.zeros(3, 3), r"out must have the shape of student \[2, 3\], got \[3, 3\]"),
         (torch.zeros(2, 3).double(), r"out must have the dtype and device of student"),
         (torch.zeros(3, 2).t(), r"out must be contiguous"),
+        (torch.zeros(2, 3, requires_grad=True), r"out must not require grad, pass it detached"),
         (None, r"accumulate=True needs a buffer, pass it as out="),
     ],
 )
 def test_broken_rules_of_the_buffer_say_which(out, message):
     with pytest.raises((ValueError, TypeError), match=message):
         logit_regression_and_grad(ONE, ONE, out=out, accumulate=True)
+
+
+def test_out_that_shares_a_part_of_the_logits_is_refused():
+    memory, apart = torch.zeros(3, 3), torch.zeros(2, 3)
+    for student, teacher, argument in ((memory[:2], apart, "student"), (apart, memory[:2], "teacher")):
+        with pytest.raises(ValueError, match=f"out must lie apart from {argument} or be it"):
+            logit_regression_and_grad(student, teacher, out=memory[1:])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"student": [1.0]}, r"student must be a Tensor, got list"),
+        ({"seed": 7}, r"seed must be a Tensor or None, got int"),
+        ({"generator": 7}, r"generator must be a Generator or None, got int"),
+        ({"sigma": "a"}, r"sigma must be a number, got str"),
+        ({"alpha": None}, r"alpha must be a number, got NoneType"),
+        ({"n_teachers": 2.0}, r"n_teachers must be an int of 64 bits, got 2.0"),
+        ({"row_offset": 2**70}, r"row_offset must be an int of 64 bits, got 1180591620717411303424"),
+        ({"reduction": []}, r"reduction must be one of none, batchmean, sum, got \[\]"),
+    ],
+)
+def test_wrong_types_say_which(options, message):
+    for op in (logit_regression, logit_regression_and_grad):
+        with pytest.raises((ValueError, TypeError), match=f"^{op.__name__}: {message}$"):
+            op(**{"student": ONE, "teacher": ONE} | options)
+    for wrong in ({"out": [1.0]}, {"out": ONE, "accumulate": "yes"}):
+        with pytest.raises(TypeError, match=f"{list(wrong)[-1]} must be a (Tensor|bool), got (list|str)$"):
+            logit_regression_and_grad(ONE, ONE, **wrong)
 
 
 @pytest.mark.parametrize("student, teacher, options, message", RULES[:11])

@@ -182,7 +182,7 @@ void run_part(const LogitRegression& a, const Part<T>& part, Widened<T>& widened
     const T* student = as_wide(a.student, a.student_dtype, at, n, widened.student);
     const T* teacher = as_wide(a.teacher, a.teacher_dtype, at, n, widened.teacher);
     const bool narrowed = kGrad && is_half(a.student_dtype);
-    T* grad = narrowed ? widened.grad : static_cast<T*>(a.grad_student) + at;
+    T* grad = kGrad && !narrowed ? static_cast<T*>(a.grad_student) + at : widened.grad;
     if (narrowed && kAccumulate) as_wide(a.grad_student, a.student_dtype, at, n, widened.grad);
     part.sum[part.rows[i]] +=
         run_row<kTarget, kGrad, kAccumulate>(student, teacher, part.noise + i * part.noise_stride, grad, scale, n);

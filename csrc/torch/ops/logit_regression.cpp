@@ -165,7 +165,8 @@ std::tuple<Tensor, Tensor> and_grad_autograd(const Tensor& student, const Tensor
   return op.call(student, teacher, seed, PYKD_UNPACK(PYKD_PACKED));
 }
 
-Tensor and_grad_out_autograd(const Tensor& student, const Tensor& teacher, const Seed& seed, PYKD_OPTIONS,
+// Also without autograd, in inference mode: tensors made outside it have versions there, too.
+Tensor and_grad_out_in_place(const Tensor& student, const Tensor& teacher, const Seed& seed, PYKD_OPTIONS,
                              bool accumulate, const Tensor& out) {
   static auto op = find<decltype(and_grad_out_cpu)>("pykd::logit_regression_and_grad", "out");
   at::AutoDispatchBelowADInplaceOrView below;
@@ -174,10 +175,16 @@ Tensor and_grad_out_autograd(const Tensor& student, const Tensor& teacher, const
   return loss;
 }
 
+Tensor and_grad_out_autograd(const Tensor& student, const Tensor& teacher, const Seed& seed, PYKD_OPTIONS,
+                             bool accumulate, const Tensor& out) {
+  PYKD_CHECK(!at::GradMode::is_enabled() || !out.requires_grad(),
+             "logit_regression_and_grad: out must not require grad, pass it detached");
+  return and_grad_out_in_place(student, teacher, seed, PYKD_UNPACK(PYKD_PACKED), accumulate, out);
+}
+
 }  // namespace
 
-// ---- calls from Python, without the interpreter's parsing of schemas
-// -------------------------------------------------
+// ---- calls from Python, past the interpreter's parsing of schemas ----
 
 Tensor logit_regression(const Tensor& student, const Tensor& teacher, Seed seed, const Generator& generator,
                         PYKD_OPTIONS) {
@@ -227,5 +234,6 @@ TORCH_LIBRARY_IMPL(pykd, Autograd, m) {
   m.impl("logit_regression_and_grad", &and_grad_autograd);
   m.impl("logit_regression_and_grad.out", &and_grad_out_autograd);
 }
+TORCH_LIBRARY_IMPL(pykd, ADInplaceOrView, m) { m.impl("logit_regression_and_grad.out", &and_grad_out_in_place); }
 
 }  // namespace pykd::glue

@@ -1,6 +1,7 @@
 // logit_regression, the torch layer: rules, allocation and packing shared by the CPU, CUDA and Meta glue.
 #pragma once
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty.h>
 
 #include <tuple>
@@ -84,6 +85,12 @@ inline void check_grad_buffer(const at::Tensor& out, const at::Tensor& student) 
   PYKD_CHECK(out.is_contiguous(), op, ": out must be contiguous, got strides ", out.sym_strides());
 }
 
+// The kernel reads an element of the logits before it writes the gradient's, but not all of them.
+inline void check_overlap(const at::Tensor& out, const char* argument, const at::Tensor& logits) {
+  PYKD_CHECK(at::get_overlap_status(out, logits) != at::MemOverlapStatus::Partial,
+             "logit_regression_and_grad: out must lie apart from ", argument, " or be it, got a part of its memory");
+}
+
 // The loss: [rows] when not reduced, else one value.
 inline at::Tensor allocate_loss(const at::Tensor& student, const LogitRegressionOptions& options) {
   const auto dtype = student.options().dtype(loss_dtype(student));
@@ -96,6 +103,10 @@ struct LogitRegressionCall {
                       const LogitRegressionOptions& options, const at::Tensor& loss, const at::Tensor& grad_student,
                       const at::Tensor& grad_loss = {}, bool accumulate = false)
       : student(student_.contiguous()), teacher(teacher_.contiguous()) {
+    if (grad_student.defined()) {
+      check_overlap(grad_student, "student", student);
+      check_overlap(grad_student, "teacher", teacher);
+    }
     const int64_t rows = student.size(0);
     const auto pointer = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
     const double scale = options.reduction == static_cast<int64_t>(Reduction::kBatchmean) && rows > 0
