@@ -89,22 +89,28 @@ inline void draw_normals(const Counters& counters, int64_t count, uint32_t teach
   }
 }
 
-// Row draws of `count` <= kRows rows from global row `row` on; returns the selected ones as bits.
-inline uint64_t draw_rows(const Noise& noise, uint64_t seed, uint64_t row, int64_t count, uint32_t teacher,
-                          RowDraw* draws) {
-  uint64_t selected = 0;
-  for (int64_t begin = 0; begin < count; begin += kSlots) {
-    Slots rows{};
-    for (int i = 0; i < kSlots; ++i) rows[i] = row + static_cast<uint64_t>(begin + i);
-    Philox<Slots> x[1] = {{{Slots{}, Slots{} + (teacher | kRowDraw), rows, rows >> 32}}};
+// Row draws of kRows rows from global row `row` on: those selected as bits, and the words of their own normal values.
+inline uint64_t draw_rows(const Noise& noise, uint64_t seed, uint64_t row, uint32_t teacher, uint64_t (&words)[kRows]) {
+  Slots rows{}, bits{}, selected{};
+  for (int i = 0; i < kSlots; ++i) {
+    rows[i] = row + static_cast<uint64_t>(i);
+    bits[i] = uint64_t{1} << i;
+  }
+  for (int begin = 0; begin < kRows; begin += 2 * kSlots) {
+    Philox<Slots> x[2];
+    for (int i = 0; i < 2; ++i) {
+      x[i] = {{Slots{}, Slots{} + (teacher | kRowDraw), rows, rows >> 32}};
+      rows += static_cast<uint64_t>(kSlots);
+    }
     philox(x, seed);
-    for (int i = 0; i < smaller(kSlots, count - begin); ++i) {
-      const Slots(&word)[4] = x[0].word;
-      draws[begin + i] = {(word[0][i] & 0xFFFFFFFFu) < noise.threshold, static_cast<uint32_t>(word[1][i])};
-      selected |= static_cast<uint64_t>(draws[begin + i].selected) << (begin + i);
+    for (int i = 0; i < 2; ++i) {
+      selected |= (Slots)((x[i].word[0] & 0xFFFFFFFFu) < noise.threshold) & (bits << (begin + i * kSlots));
+      store(words + begin + i * kSlots, x[i].word[1]);
     }
   }
-  return selected;
+  uint64_t all = 0;
+  for (int i = 0; i < kSlots; ++i) all |= selected[i];
+  return all;
 }
 
 // ---- rows -----------------------------------------------------------------------------------------------------------
@@ -260,14 +266,15 @@ class Rows {
     if (teachers && a.noise.per_sample)
       for (int64_t i = 0; i < count; ++i) row_noise[i] = 0;
     for (uint32_t k = 0; k < teachers; ++k) {
-      any |= draw_rows(a.noise, seed, global(0), count, k, draws);
+      const uint64_t selected = draw_rows(a.noise, seed, global(0), k, words) & (~uint64_t{0} >> (kRows - count));
+      any |= selected;
       if (!a.noise.per_sample) continue;
-      for (int64_t i = 0; i < count; ++i)
-        if (draws[i].selected) {
-          T cosine, sine;
-          normal_pair(draws[i].word, weight, cosine, sine);
-          row_noise[i] += cosine;
-        }
+      for (uint64_t rows = selected; rows; rows &= rows - 1) {
+        const int i = __builtin_ctzll(rows);
+        T cosine, sine;
+        normal_pair(static_cast<uint32_t>(words[i]), weight, cosine, sine);
+        row_noise[i] += cosine;
+      }
     }
     return any;
   }
@@ -337,7 +344,7 @@ class Rows {
   const int64_t tile, octets;  // classes at a time, and their counters
   Part<T> part;
   double sum[kRows];
-  RowDraw draws[kRows];
+  uint64_t words[kRows];
   T row_noise[kRows];
   Counters counters;
   alignas(64) T noise[kTile + 16 * kSlots], drawn[kTile + 16 * kSlots];

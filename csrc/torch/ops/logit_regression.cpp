@@ -32,8 +32,12 @@ void run_cpu(const LogitRegressionCall& call) {
     if (args.rows > 256) more = at::empty({args.rows}, call.student.options().dtype(at::kDouble));
     args.row_loss = more.defined() ? more.mutable_data_ptr() : row_losses;
   }
-  at::parallel_for(0, args.rows, std::max<int64_t>(1, kLogitsPerTask / args.classes),
-                   [&](int64_t begin, int64_t end) { logit_regression_cpu(args, begin, end); });
+  const int64_t rows_per_task = std::max<int64_t>(1, kLogitsPerTask / args.classes);
+  if (args.rows <= rows_per_task)
+    logit_regression_cpu(args, 0, args.rows);
+  else
+    at::parallel_for(0, args.rows, rows_per_task,
+                     [&](int64_t begin, int64_t end) { logit_regression_cpu(args, begin, end); });
   if (args.loss) logit_regression_total_cpu(args);
 }
 
