@@ -7,7 +7,7 @@ namespace pykd::PYKD_ISA {
 
 inline void widen(const void* from, DType dtype, float* to, int64_t n) {
   if (dtype == DType::kFloat16) {
-    const _Float16* half = static_cast<const _Float16*>(from);
+    const Half* half = static_cast<const Half*>(from);
     for (int64_t i = 0; i < n; ++i) to[i] = static_cast<float>(half[i]);
   } else {
     const uint16_t* half = static_cast<const uint16_t*>(from);
@@ -17,8 +17,8 @@ inline void widen(const void* from, DType dtype, float* to, int64_t n) {
 
 inline void narrow(const float* from, DType dtype, void* to, int64_t n) {
   if (dtype == DType::kFloat16) {
-    _Float16* half = static_cast<_Float16*>(to);
-    for (int64_t i = 0; i < n; ++i) half[i] = static_cast<_Float16>(from[i]);
+    Half* half = static_cast<Half*>(to);
+    for (int64_t i = 0; i < n; ++i) half[i] = static_cast<Half>(from[i]);
   } else {
     uint16_t* half = static_cast<uint16_t*>(to);
     for (int64_t i = 0; i < n; ++i) {

@@ -22,6 +22,8 @@
 #include <memory>
 #include <vector>
 
+#include "core/dtype.h"
+
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
 #endif
@@ -53,10 +55,10 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 // ---- half types ----------------------------------------------------------------------------------------------------
 
 struct __half {
-  _Float16 value;
+  pykd::Half value;
 };
 inline float __half2float(__half x) { return static_cast<float>(x.value); }
-inline __half __float2half(float x) { return {static_cast<_Float16>(x)}; }
+inline __half __float2half(float x) { return {static_cast<pykd::Half>(x)}; }
 
 struct __nv_bfloat16 {
   uint16_t bits;

@@ -117,7 +117,7 @@ class Buffer {
     switch (dtype) {
       case DType::kFloat64: return as(double{});
       case DType::kFloat32: return static_cast<double>(as(float{}));
-      case DType::kFloat16: return static_cast<double>(as(_Float16{}));
+      case DType::kFloat16: return static_cast<double>(as(pykd::Half{}));
       case DType::kBFloat16: break;
     }
     return static_cast<double>(__builtin_bit_cast(float, static_cast<uint32_t>(as(uint16_t{})) << 16));
@@ -130,7 +130,7 @@ class Buffer {
     switch (dtype) {
       case DType::kFloat64: return as(value);
       case DType::kFloat32: return as(static_cast<float>(value));
-      case DType::kFloat16: return as(static_cast<_Float16>(value));
+      case DType::kFloat16: return as(static_cast<pykd::Half>(value));
       case DType::kBFloat16: break;
     }
     as(static_cast<uint16_t>(__builtin_bit_cast(uint32_t, static_cast<float>(value)) >> 16));
