@@ -82,12 +82,37 @@ inline void store(void* to, V v) {
   __builtin_memcpy(to, &v, sizeof v);
 }
 
+// Over all lanes: halves are folded onto each other.
+template <int kWidth>
+inline Floats folded(Floats v) {
+  Ints from;
+  for (int i = 0; i < kLanes; ++i) from[i] = i ^ kWidth;
+  return __builtin_shuffle(v, from);
+}
+template <int kWidth = kLanes / 2>
+inline float reduce_max(Floats v) {
+  const Floats other = folded<kWidth>(v), most = v > other ? v : other;
+  if constexpr (kWidth > 1) return reduce_max<kWidth / 2>(most);
+  return most[0];
+}
+template <int kWidth = kLanes / 2>
+inline float reduce_sum(Floats v) {
+  const Floats sum = v + folded<kWidth>(v);
+  if constexpr (kWidth > 1) return reduce_sum<kWidth / 2>(sum);
+  return sum[0];
+}
+inline double reduce_max(double v) { return v; }
+inline double reduce_sum(double v) { return v; }
+
 #if defined(PYKD_ISA_AVX512)
 
 inline Slots multiply_low(Slots a, uint32_t b) { return (Slots)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b)); }
 inline Floats square_root(Floats x) { return (Floats)_mm512_sqrt_ps((__m512)x); }
 inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
 inline Floats load_first(const float* from, int64_t n) { return (Floats)_mm512_maskz_loadu_ps(first(n), from); }
+inline Floats load_first(const float* from, int64_t n, float others) {
+  return (Floats)_mm512_mask_loadu_ps(_mm512_set1_ps(others), first(n), from);
+}
 inline void store_first(float* to, Floats v, int64_t n) { _mm512_mask_storeu_ps(to, first(n), (__m512)v); }
 
 #elif defined(PYKD_ISA_AVX2)
@@ -98,6 +123,10 @@ inline __m256i first(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 inline Floats load_first(const float* from, int64_t n) { return (Floats)_mm256_maskload_ps(from, first(n)); }
+inline Floats load_first(const float* from, int64_t n, float others) {
+  const __m256i mask = first(n);
+  return (Floats)_mm256_blendv_ps(_mm256_set1_ps(others), _mm256_maskload_ps(from, mask), _mm256_castsi256_ps(mask));
+}
 inline void store_first(float* to, Floats v, int64_t n) {  // in pieces: a masked store is microcode on Zen
   __m128 part = _mm256_castps256_ps128((__m256)v);
   if (n & 4) {
@@ -122,8 +151,8 @@ inline Floats square_root(Floats x) { return (Floats)_mm_sqrt_ps((__m128)x); }
 inline Slots multiply_low(Slots a, uint32_t b) { return (Slots)vmull_u32(vmovn_u64((uint64x2_t)a), vdup_n_u32(b)); }
 inline Floats square_root(Floats x) { return (Floats)vsqrtq_f32((float32x4_t)x); }
 #endif
-inline Floats load_first(const float* from, int64_t n) {
-  Floats v{};
+inline Floats load_first(const float* from, int64_t n, float others = 0) {
+  Floats v = Floats{} + others;
   for (int i = 0; i < n; ++i) v[i] = from[i];
   return v;
 }

@@ -5,16 +5,33 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "core/cpu_isa.h"
+#include "torch/ops/distillation_loss.h"
 #include "torch/ops/logit_regression.h"
+#include "torch/ops/noisy_logits.h"
+
+namespace {
+
+using torch::wrap_pybind_function_no_gil;
+
+template <typename Op>
+void define_loss(pybind11::module& m) {
+  using pykd::glue::Loss;
+  const auto name = [](const char* form) { return Loss<Op>::name(form); };
+  m.def(Op::kName, wrap_pybind_function_no_gil(Loss<Op>::eager));
+  m.def(name("_and_grad").c_str(), wrap_pybind_function_no_gil(Loss<Op>::eager_and_grad));
+  m.def(name("_and_grad_out").c_str(), wrap_pybind_function_no_gil(Loss<Op>::eager_and_grad_out));
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  using torch::wrap_pybind_function_no_gil;
   m.doc() = "pykd's compiled operators (torch.ops.pykd.*)";
   m.attr("torch_version") = PYKD_BUILD_TORCH;
   m.attr("cuda") = static_cast<bool>(PYKD_WITH_CUDA);
   m.attr("cuda_reason") = PYKD_CUDA_REASON;
   m.def("isa", &pykd::cpu_isa_name, "The instruction set the CPU kernels run with: baseline, avx2 or avx512.");
-  m.def("logit_regression", wrap_pybind_function_no_gil(pykd::glue::logit_regression));
-  m.def("logit_regression_and_grad", wrap_pybind_function_no_gil(pykd::glue::logit_regression_and_grad));
-  m.def("logit_regression_and_grad_out", wrap_pybind_function_no_gil(pykd::glue::logit_regression_and_grad_out));
+  define_loss<pykd::glue::DistillationLossOp>(m);
+  define_loss<pykd::glue::LogitRegressionOp>(m);
+  m.def("noisy_logits", wrap_pybind_function_no_gil(pykd::glue::noisy_logits));
+  m.def("noisy_logits_out", wrap_pybind_function_no_gil(pykd::glue::noisy_logits_out));
 }

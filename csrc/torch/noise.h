@@ -14,6 +14,11 @@
 
 namespace pykd::glue {
 
+// The noise of an op with several teachers, as a schema, as types, and as a list of values.
+#define PYKD_NOISE_SCHEMA "float sigma, float alpha, bool per_sample, bool additive, int n_teachers, int row_offset"
+#define PYKD_NOISE_TYPES double, double, bool, bool, int64_t, int64_t
+#define PYKD_NOISE_SPREAD(n) (n).sigma, (n).alpha, (n).per_sample, (n).additive, (n).n_teachers, (n).row_offset
+
 // In the order of the schema; passed and saved as one.
 struct NoiseOptions {
   double sigma;

@@ -37,11 +37,9 @@ struct LogitRegression {
   Noise noise;
 };
 
-// Single-threaded over [row_begin, row_end): the caller owns the threads. Writes all but loss.
+// Single-threaded over [row_begin, row_end): the caller owns the threads. Writes all but loss, which total_cpu makes
+// of row_loss.
 void logit_regression_cpu(const LogitRegression& args, int64_t row_begin, int64_t row_end);
-
-// loss from row_loss, once every row is written; the order of summation does not depend on the threads.
-void logit_regression_total_cpu(const LogitRegression& args);
 
 // Enqueues all of it on `stream` and returns; never synchronises, never allocates. `workspace` is device memory for
 // partial sums, aligned to 8 bytes; it may be null where logit_regression_workspace_bytes says 0.

@@ -13,6 +13,7 @@
 #define PYKD_ISA test  // this file's own copy of core/philox.h, in vectors of four
 #include "core/cpu_isa.h"
 #include "core/philox.h"
+#include "core/total.h"
 #include "kernels/logit_regression/logit_regression.h"
 
 #if defined(__x86_64__)
@@ -200,7 +201,8 @@ struct Kernel {
 template <void (*kCpu)(const LogitRegression&, int64_t, int64_t)>
 void run_cpu(const LogitRegression& args) {
   kCpu(args, 0, args.rows);
-  if (args.loss) pykd::logit_regression_total_cpu(args);
+  if (args.loss) pykd::total_cpu(args.row_loss, args.student_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32, args.rows,
+                                args.loss_scale, args.loss);
 }
 
 void run_rows_apart(const LogitRegression& args) {
@@ -209,7 +211,8 @@ void run_rows_apart(const LogitRegression& args) {
     pykd::logit_regression_cpu(args, begin, end);
     begin = end;
   }
-  if (args.loss) pykd::logit_regression_total_cpu(args);
+  if (args.loss) pykd::total_cpu(args.row_loss, args.student_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32, args.rows,
+                                args.loss_scale, args.loss);
 }
 
 void run_cuda(const LogitRegression& args) {

@@ -1,0 +1,77 @@
+// The arithmetic of a logit and of a row, written once for vectors, scalars and CUDA.
+//
+// With a = (z - teacher_max) / T and b = (student - student_max) / T, a row is known by its two maxima and the sums of
+// exp(b), exp(a), and of the divergence's terms; sums of parts of a row are brought to common maxima and added.
+#pragma once
+
+#include "core/exponential.h"
+#include "core/perturb.h"
+
+namespace pykd::PYKD_ISA {
+
+template <typename V>
+PYKD_HD V zero_where_zero(V weight, V value) {
+  return weight == 0.0f ? V{} : value;
+}
+
+// The term of one class: exp(a) (a - b), or exp(b) (b - a), which is 0 where its exponential is, whatever a and b are.
+template <bool kReverse, typename V>
+PYKD_HD V divergence_term(V exp_a, V exp_b, V a, V b) {
+  return kReverse ? zero_where_zero(exp_b, exp_b * (b - a)) : zero_where_zero(exp_a, exp_a * (a - b));
+}
+
+template <typename T>
+struct RowSums {
+  T student_max = -__builtin_inff(), teacher_max = -__builtin_inff();
+  T exp_b = 0, exp_a = 0, divergence = 0;
+  T hard = 0;  // sum of exp(student - student_max)
+
+  // A part without any finite logit has maximum -inf; its exponentials are taken from 0 instead.
+  PYKD_HD static T base(T max) { return max == -__builtin_inff() ? T(0) : max; }
+
+  // Brings the sums to other maxima, not below their own.
+  template <bool kReverse>
+  PYKD_HD void rebase(T new_student_max, T new_teacher_max, T inverse_temperature) {
+    const T of_b = (base(student_max) - base(new_student_max)) * inverse_temperature;
+    const T of_a = (base(teacher_max) - base(new_teacher_max)) * inverse_temperature;
+    const T weight = kReverse ? exp_b : exp_a;
+    const T moved = divergence + weight * (kReverse ? of_b - of_a : of_a - of_b);
+    divergence = zero_where_zero(weight, moved * exponential(kReverse ? of_b : of_a));
+    exp_b = zero_where_zero(exp_b, exp_b * exponential(of_b));
+    exp_a = zero_where_zero(exp_a, exp_a * exponential(of_a));
+    hard = zero_where_zero(hard, hard * exponential(base(student_max) - base(new_student_max)));
+    student_max = new_student_max;
+    teacher_max = new_teacher_max;
+  }
+
+  // Adds another part of the row.
+  template <bool kReverse>
+  PYKD_HD void add(RowSums part, T inverse_temperature) {
+    const T new_student_max = student_max > part.student_max ? student_max : part.student_max;
+    const T new_teacher_max = teacher_max > part.teacher_max ? teacher_max : part.teacher_max;
+    rebase<kReverse>(new_student_max, new_teacher_max, inverse_temperature);
+    part.template rebase<kReverse>(new_student_max, new_teacher_max, inverse_temperature);
+    exp_b += part.exp_b;
+    exp_a += part.exp_a;
+    divergence += part.divergence;
+    hard += part.hard;
+  }
+
+  // log of the weights' sum over the other's: what the terms' mean lacks to the divergence of the softmaxes.
+  template <bool kReverse>
+  PYKD_HD double log_ratio() const {
+    return kReverse ? log(double(exp_a) / double(exp_b)) : log(double(exp_b) / double(exp_a));
+  }
+
+  // KL, which rounding leaves no less than 0; NaN for a row without any finite logit.
+  template <bool kReverse>
+  PYKD_HD double kl(double log_ratio) const {
+    const double value = double(divergence) / double(kReverse ? exp_b : exp_a) + log_ratio;
+    return value < 0 ? 0 : value;
+  }
+
+  // -log softmax of a logit, at temperature 1.
+  PYKD_HD double nll(double logit) const { return log(double(hard)) + (double(student_max) - logit); }
+};
+
+}  // namespace pykd::PYKD_ISA
