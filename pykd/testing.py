@@ -17,6 +17,16 @@ DEVICES = ["cpu"] + (
     else []
 )
 
+# Every kind of noise an op has, as its arguments.
+NOISES = {
+    "clean": {"sigma": 0.0},
+    "logit": {"sigma": 0.5, "alpha": 0.6},
+    "sample": {"sigma": 0.5, "alpha": 1.0, "noise_shape": "sample"},
+    "additive": {"sigma": 2.0, "alpha": 0.5, "noise_kind": "additive"},
+    "additive_sample": {"sigma": 2.0, "alpha": 0.5, "noise_kind": "additive", "noise_shape": "sample"},
+    "offset": {"sigma": 0.5, "alpha": 0.7, "row_offset": 2**33 + 5},
+}
+
 _ELEMENT = 16  # roundings behind one element: a handful of operations and the noise's polynomials
 _BLOCK = 128  # additions in a row before partial sums are merged
 
@@ -38,7 +48,7 @@ def tolerance(dtype: torch.dtype, *, length: int = 1) -> float:
     return error + (torch.finfo(dtype).eps if dtype in (torch.float16, torch.bfloat16) else 0)
 
 
-def assert_matches(actual: Tensor, expected: Tensor, *, length: int = 1, magnitude: float = 0.0) -> None:
+def assert_matches(actual: Tensor, expected: Tensor, *, length: int = 1, magnitude: float | Tensor = 0.0) -> None:
     """``actual`` equals the float64 ``expected`` to rounding.
 
     ``magnitude`` is the size of what was subtracted on the way (logits, targets): a difference inherits their rounding.

@@ -4,6 +4,14 @@ from pykd._extension import load
 
 load()  # registers torch.ops.pykd, or says in one sentence why it cannot
 
+from pykd.ops.distillation_loss import distillation_loss, distillation_loss_and_grad  # noqa: E402
 from pykd.ops.logit_regression import logit_regression, logit_regression_and_grad  # noqa: E402
+from pykd.ops.noisy_logits import noisy_logits  # noqa: E402
 
-__all__ = ["logit_regression", "logit_regression_and_grad"]
+__all__ = [
+    "distillation_loss",
+    "distillation_loss_and_grad",
+    "logit_regression",
+    "logit_regression_and_grad",
+    "noisy_logits",
+]

@@ -1,6 +1,5 @@
-"""The noise arguments that several ops share: their names in Python, and the seed."""
+"""The arguments that several ops share: their names in Python, their types, and the seed."""
 
-from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
@@ -10,29 +9,39 @@ from torch import Generator, Tensor
 PER_SAMPLE = {"logit": False, "sample": True}  # noise_shape, as the schema's per_sample
 ADDITIVE = {"multiplicative": False, "additive": True}  # noise_kind, as the schema's additive
 REDUCTION = {"none": 0, "batchmean": 1, "sum": 2}
+REVERSE = {"forward": False, "reverse": True}  # direction, as the schema's reverse
+
+_NAMES: dict[str, list[str]] = {
+    "reduction": [*REDUCTION],
+    "direction": [*REVERSE],
+    "noise_shape": [*PER_SAMPLE],
+    "noise_kind": [*ADDITIVE],
+}
 
 
-def reject(op: str, *, reduction: str, noise_shape: str, noise_kind: str) -> NoReturn:
-    """Raises for the first of the names that its table lacks."""
-    names: list[tuple[str, str, Mapping[str, int]]] = [
-        ("reduction", reduction, REDUCTION),
-        ("noise_shape", noise_shape, PER_SAMPLE),
-        ("noise_kind", noise_kind, ADDITIVE),
-    ]
-    argument, value, table = next(name for name in names if name[1] not in list(name[2]))
-    raise ValueError(f"{op}: {argument} must be one of {', '.join(table)}, got {value!r}") from None
+def reject(op: str, **arguments: str) -> NoReturn:
+    """Raises for the first of the arguments whose value is not one of its names."""
+    argument, value = next(pair for pair in arguments.items() if pair[1] not in _NAMES[pair[0]])
+    raise ValueError(f"{op}: {argument} must be one of {', '.join(_NAMES[argument])}, got {value!r}") from None
 
 
 # What the operators' arguments must be, in words and as types; arguments that are not here are integers.
+_TENSOR = ("a Tensor", (Tensor,))
+_TENSOR_OR_NONE = ("a Tensor or None", (Tensor, type(None)))
 _NUMBER = ("a number", (Real,))
 _TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
-    "student": ("a Tensor", (Tensor,)),
-    "teacher": ("a Tensor", (Tensor,)),
-    "seed": ("a Tensor or None", (Tensor, type(None))),
+    "logits": _TENSOR,
+    "student": _TENSOR,
+    "teacher": _TENSOR,
+    "target": _TENSOR_OR_NONE,
+    "seed": _TENSOR_OR_NONE,
     "generator": ("a Generator or None", (Generator, type(None))),
+    "temperature": _NUMBER,
+    "hard_weight": _NUMBER,
+    "label_smoothing": _NUMBER,
     "sigma": _NUMBER,
     "alpha": _NUMBER,
-    "out": ("a Tensor", (Tensor,)),
+    "out": _TENSOR,
     "accumulate": ("a bool", (bool,)),
 }
 

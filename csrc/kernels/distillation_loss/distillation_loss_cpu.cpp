@@ -59,11 +59,13 @@ void load_rows(const Shape& shape, const T* const* student, const T* const* teac
   }
 }
 
-// Logits to exponentials, and their sums; a and b in powers of two.
+// Logits to exponentials, and their sums; a and b in powers of two. What the lanes hold is added up afterwards, for all
+// rows together.
 template <bool kReverse, typename T>
 void exp_rows(const Shape& shape, const Scratch<T>& scratch, T inverse_temperature, RowSums<T>* sums) {
   using V = Vector<T>;
   const V slope = V{} + inverse_temperature * static_cast<T>(1 / kLog2);
+  V lanes[kRows][3];
   for (int64_t i = 0; i < shape.rows; ++i) {
     const V student_max = V{} + sums->base(sums[i].student_max), teacher_max = V{} + sums->base(sums[i].teacher_max);
     T *const s = scratch.student + i * shape.stride, *const t = scratch.teacher + i * shape.stride;
@@ -77,9 +79,14 @@ void exp_rows(const Shape& shape, const Scratch<T>& scratch, T inverse_temperatu
       store_lanes(s + c, exp_b);
       store_lanes(t + c, kReverse ? b - a : exp_a);
     }
-    sums[i].exp_b = reduce_sum(sum_b);
-    sums[i].exp_a = reduce_sum(sum_a);
-    sums[i].divergence = reduce_sum(divergence) * static_cast<T>(kLog2);
+    lanes[i][0] = sum_b;
+    lanes[i][1] = sum_a;
+    lanes[i][2] = divergence;
+  }
+  for (int64_t i = 0; i < shape.rows; ++i) {
+    sums[i].exp_b = reduce_sum(lanes[i][0]);
+    sums[i].exp_a = reduce_sum(lanes[i][1]);
+    sums[i].divergence = reduce_sum(lanes[i][2]) * static_cast<T>(kLog2);
   }
 }
 
@@ -125,7 +132,7 @@ void grad_row(const Scratch<T>& s, int64_t n, const Slopes<T>& slopes, T* grad) 
     const V exp_b = load_lanes(s.student + c), other = load_lanes(s.teacher + c);
     V g;
     if constexpr (kReverse)
-      g = zero_where_zero(exp_b, exp_b * slopes.student * (other + slopes.offset));
+      g = reverse_gradient(exp_b, slopes.student, other + slopes.offset);
     else
       g = exp_b * slopes.student - other * slopes.teacher;
     if constexpr (kHard) g += load_lanes(s.hard + c) * slopes.hard - slopes.smoothing;
@@ -163,6 +170,7 @@ class Rows {
         hard_scale(!a.batchmean  ? a.hard_weight
                    : targets > 0 ? a.hard_weight / static_cast<double>(targets)
                                  : 0),
+        soft_slope(soft_scale / a.temperature * (a.reverse ? kLog2 : 1)),
         scratch{student, teacher, hard},
         load_noisy(a.noise.additive ? load_rows<Target::kAdditive, T> : load_rows<Target::kMultiplicative, T>),
         exp(a.reverse ? exp_rows<true, T> : exp_rows<false, T>),
@@ -274,10 +282,10 @@ class Rows {
     if (a.grad_loss) scale = static_cast<double>(static_cast<const T*>(a.grad_loss)[row * a.grad_loss_stride]);
     slopes[i] = {};
     if (soft) {
-      const double slope = scale * soft_scale / a.temperature * (a.reverse ? kLog2 : 1);
-      slopes[i].student = static_cast<T>(slope) / sum.exp_b;
-      slopes[i].teacher = static_cast<T>(slope) / sum.exp_a;
-      slopes[i].offset = static_cast<T>((log_ratio - kl) / kLog2);
+      const T slope = static_cast<T>(scale * soft_slope);
+      slopes[i].student = slope / sum.exp_b;
+      slopes[i].teacher = slope / sum.exp_a;
+      slopes[i].offset = static_cast<T>((log_ratio - kl) * (1 / kLog2));
     }
     if (target[i] >= 0) {
       const double slope = scale * hard_scale;
@@ -324,6 +332,7 @@ class Rows {
   const bool soft;       // whether the teacher counts
   const T inverse_temperature;
   const double soft_scale, hard_scale;  // of a row's KL and cross-entropy
+  const double soft_slope;              // of the KL's gradient
   Scratch<T> scratch;
   T *student_max = nullptr, *teacher_max = nullptr;  // of each tile, where there are several
   decltype(&load_rows<Target::kAdditive, T>) const load_noisy;

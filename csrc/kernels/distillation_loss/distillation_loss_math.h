@@ -20,6 +20,13 @@ PYKD_HD V divergence_term(V exp_a, V exp_b, V a, V b) {
   return kReverse ? zero_where_zero(exp_b, exp_b * (b - a)) : zero_where_zero(exp_a, exp_a * (a - b));
 }
 
+// The gradient of one class under the reverse divergence: where exp(b) is 0, 0 times the slope (which may be NaN),
+// whatever the difference is.
+template <typename V, typename T>
+PYKD_HD V reverse_gradient(V exp_b, T slope, V difference) {
+  return exp_b * slope * zero_where_zero(exp_b, difference);
+}
+
 template <typename T>
 struct RowSums {
   T student_max = -__builtin_inff(), teacher_max = -__builtin_inff();
