@@ -1,4 +1,4 @@
-"""The command line: ``pykd distill | evaluate | compare | recipes | doctor``.
+"""The command line: ``pykd distill | evaluate | compare | reproduce | recipes | doctor``.
 
 Torch and the pipelines are imported inside the commands that need them, so that help and mistakes are told at once.
 """
@@ -9,7 +9,7 @@ import re
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ try:
     from typer.core import TyperGroup
 
     from pykd import config as recipes
-    from pykd.config import Config, ConfigError
+    from pykd.config import Config, ConfigError, Network
 except ModuleNotFoundError as error:
     raise SystemExit(f"pykd: {error.name} is missing: run pip install 'pykd[train]'") from error
 
@@ -144,15 +144,15 @@ def evaluate(
 ) -> None:
     """Evaluate a run's weights on the test data anew, on the CPU."""
     folder, roles = (run.parent, [run.stem]) if run.is_file() else (run, [])
-    config = _stored(folder, [*(assignments or []), "teacher.weights="])
+    config = _stored(folder, assignments or [])
 
     from pykd import data
     from pykd.methods import METHODS
     from pykd.training import evaluate as measure
-    from pykd.training import load_weights, show
+    from pykd.training import show
 
     method = _method(config, METHODS)
-    labels = {"teacher": "teacher"}
+    labels = {name: name for name in config.teachers}
     labels |= {name: each.label for name, each in method.comparisons().items() if name in config.baselines}
     labels["student"] = method.label
     if roles and roles[0] not in labels:
@@ -164,8 +164,8 @@ def evaluate(
     splits = data.load(config.data, seed=config.seed)
     rows = []
     for role, file in files.items():
-        module = _network(config, "teacher" if role == "teacher" else "student", splits)()
-        load_weights(module, file)
+        described = config.teachers.get(role, config.student)
+        module = _network(described.model_copy(update={"weights": str(file)}), role, splits)()
         rows.append({"name": role, "label": labels[role], "seconds": None, **measure(module, splits.test)})
     show({"measured_on": "test", "rows": rows})
 
@@ -189,34 +189,66 @@ def compare(
 ) -> None:
     """Run recipes with several seeds and settings: one table with mean and sample standard deviation."""
     runs = _grid(recipe, grid or [], assignments or [], seeds)
-    name = f"compare-{recipes.recipe_name(recipe[0])}"
-    if not resume:
-        out = out or _fresh(name)
-        if out.is_dir() and any(out.iterdir()):
-            raise PykdError(f"{out} is not empty: continue it with --resume, or give another --out")
-    elif out is None:
-        out = _newest(name)
-    finished: dict[str, list[dict[str, Any]]] = {}
-    failures = []
-    for number, (variant, config) in enumerate(runs, 1):
-        folder = out / variant / f"seed-{config.seed}"
-        if _is_main_process():
-            typer.echo(f"[{number}/{len(runs)}] {folder}", err=True)
-        try:
-            summary = _finished(folder, config) or _distill(config, folder, resume=resume, device=device).summary
-        except (ConfigError, Interrupted):
-            raise
-        except PykdError as error:
-            failures.append(str(error))
-            typer.echo(f"pykd: {error}", err=True)
-            continue
-        finished.setdefault(variant, []).append({"seed": config.seed, **summary})
-        if _is_main_process():
-            _write_table(out, _spread(finished))
-    if finished and _is_main_process():
-        typer.echo((out / "table.md").read_text(), nl=False)
-    if failures:
-        raise PykdError(f"{len(failures)} of {len(runs)} runs failed, the first: {failures[0]}")
+    out = _grid_folder(f"compare-{recipes.recipe_name(recipe[0])}", out, resume)
+
+    def write(finished: Finished) -> str:
+        rows = _spread(finished)
+        return _write_table(out / "table", _accuracies(rows), rows)
+
+    _run_all(runs, out, write, resume=resume, device=device)
+
+
+@app.command()
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="noisy_teacher")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a key of every run; data.name=NAME names the data set (mnist by default), or one more.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Runs of each variant: 5 by default, 2 if quick.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Four variants and a tenth of the epochs, on digits: does it all run?")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs; runs/reproduce-<paper>-<time> by default.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the grid in --out, or the newest one; finished runs stay.")
+    ] = False,
+    device: Device = None,
+) -> None:
+    """Run a paper's experiment: its variants with several seeds, and our figures beside its claims.
+
+    Every run is one of the recipe <paper>-<data set>; the variants of a seed learn from the same teacher.
+    """
+    from pykd import reproduce as experiments
+
+    key = "data.name="
+    data = [each.removeprefix(key) for each in assignments or [] if each.startswith(key)]
+    data = list(dict.fromkeys(data)) or ["digits" if quick else "mnist"]
+    changes = [each for each in assignments or [] if not each.startswith(key)]
+
+    def plan(out: Path) -> list[tuple[str, Config]]:
+        return experiments.runs(paper, data, changes, seeds=seeds or (2 if quick else 5), out=out, quick=quick)
+
+    plan(Path())  # mistakes are told before a folder is looked for
+    out = _grid_folder(f"reproduce-{paper}", out, resume)
+
+    def write(finished: Finished) -> str:
+        variant, (first, *_) = next(iter(finished.items()))
+        environment = json.loads((out / variant / f"seed-{first['seed']}" / "environment.json").read_bytes())
+        record = experiments.record(paper, finished, quick=quick, environment=environment)
+        return _write_table(out / "reproduce", experiments.markdown(record), record)
+
+    _run_all(
+        plan(out), out, write, resume=resume, device=device, needed=[f"{name}/{experiments.CLEAN}" for name in data]
+    )
 
 
 @app.command("recipes")
@@ -248,12 +280,15 @@ def _distill(config: Config, out: Path, *, resume: bool, device: str | None) -> 
     splits = data.load(config.data, seed=config.seed)
     return pykd.distill(
         method,
-        teacher=_network(config, "teacher", splits),
-        student=_network(config, "student", splits),
+        teacher=[
+            _network(config.teacher, "teacher", splits),
+            *(_network(each, f"more_teachers.{n}", splits) for n, each in enumerate(config.more_teachers)),
+        ],
+        student=_network(config.student, "student", splits),
         train=splits.train,
         holdout=splits.holdout,
         test=splits.test,
-        teacher_training=None if config.teacher.weights else config.teacher.training,
+        teacher_training=[None if each.weights else each.training for each in config.teachers.values()],
         training=config.student.training,
         baselines=config.baselines,
         out=out,
@@ -269,22 +304,62 @@ def _method(config: Config, methods: Mapping[str, Any]) -> Any:
     return recipes.construct(recipes.choose(methods, fields.pop("name"), "method.name"), fields, "method")
 
 
-def _network(config: Config, role: Literal["teacher", "student"], splits: "Splits") -> "Callable[[], Module]":
+def _network(described: Network, key: str, splits: "Splits") -> "Callable[[], Module]":
     """Makes the network, with its weights where the recipe names a file of them."""
     from pykd.models import NETWORKS
     from pykd.training import load_weights
 
-    described = config.teacher if role == "teacher" else config.student
-    factory = recipes.choose(NETWORKS, described.name, f"{role}.name")
+    factory = recipes.choose(NETWORKS, described.name, f"{key}.name")
 
     def make() -> "Module":
         shape = {"in_shape": splits.in_shape, "classes": splits.classes}
-        module = recipes.construct(factory, described.arguments, role, **shape)
+        module = recipes.construct(factory, described.arguments, key, **shape)
         if described.weights:
             load_weights(module, described.weights)
         return module
 
     return make
+
+
+Finished = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def _run_all(
+    runs: Sequence[tuple[str, Config]],
+    out: Path,
+    write: Callable[[Finished], str],
+    *,
+    resume: bool,
+    device: str | None,
+    needed: Collection[str] = (),
+) -> None:
+    """Does the runs of a grid that are not finished; after each, ``write`` writes the table of all that are.
+
+    A variant of which no run may fail, as others need them, is named in ``needed``.
+    """
+    finished: dict[str, list[dict[str, Any]]] = {}
+    failures = []
+    text = ""
+    for number, (variant, config) in enumerate(runs, 1):
+        folder = out / variant / f"seed-{config.seed}"
+        if _is_main_process():
+            typer.echo(f"[{number}/{len(runs)}] {folder}", err=True)
+        try:
+            summary = _finished(folder, config) or _distill(config, folder, resume=resume, device=device).summary
+        except (ConfigError, Interrupted):
+            raise
+        except PykdError as error:
+            if variant in needed:
+                raise
+            failures.append(str(error))
+            typer.echo(f"pykd: {error}", err=True)
+            continue
+        finished.setdefault(variant, []).append({"seed": config.seed, **summary})
+        if _is_main_process():
+            text = write(finished)
+    typer.echo(text, nl=False)
+    if failures:
+        raise PykdError(f"{len(failures)} of {len(runs)} runs failed, the first: {failures[0]}")
 
 
 def _is_main_process() -> bool:
@@ -295,6 +370,15 @@ def _fresh(name: str) -> Path:
     if "RANK" in os.environ:
         raise ConfigError("several processes need one folder: give --out")
     return RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _grid_folder(name: str, out: Path | None, resume: bool) -> Path:
+    if resume:
+        return out or _newest(name)
+    out = out or _fresh(name)
+    if out.is_dir() and any(out.iterdir()):
+        raise PykdError(f"{out} is not empty: continue it with --resume, or give another --out")
+    return out
 
 
 def _newest(name: str, until: str | None = None) -> Path:
@@ -366,8 +450,8 @@ def _spread(finished: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[st
     return rows
 
 
-def _write_table(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    from pykd.training.run_folder import write_atomically
+def _accuracies(rows: Sequence[Mapping[str, Any]]) -> str:
+    from pykd.reproduce import table
 
     def accuracy(of: Mapping[str, Any]) -> str:
         return f"{of['mean']:.2%}" + (f" ± {100 * of['std']:.2f}" if of["std"] is not None else "")
@@ -375,18 +459,23 @@ def _write_table(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     def mean(of: Mapping[str, Any], form: str) -> str:
         return "-" if of["mean"] is None else format(of["mean"], form)
 
-    table = [
+    lines = [
         ["run", "network", "test accuracy", "n", "parameters", "non-zeros", "bytes", "latency (ms)", "training (s)"]
     ]
     for row in rows:
         sizes = [mean(row[key], ",.0f") for key in ("parameters", "nonzeros", "bytes")]
         times = [mean(row["latency_ms"], ".3f"), mean(row["seconds"], ".1f")]
-        table.append([row["run"], row["label"], accuracy(row["accuracy"]), str(row["n"]), *sizes, *times])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    table.insert(1, ["-" * width for width in widths])
-    lines = ["| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in table]
-    write_atomically(out / "table.md", ("\n".join(lines) + "\n").encode())
-    write_atomically(out / "table.json", (json.dumps(rows, indent=2) + "\n").encode())
+        lines.append([row["run"], row["label"], accuracy(row["accuracy"]), str(row["n"]), *sizes, *times])
+    return table(lines)
+
+
+def _write_table(file: Path, text: str, data: Any) -> str:
+    """Writes ``file`` with the endings .md and .json; returns what the first holds."""
+    from pykd.training.run_folder import write_atomically
+
+    write_atomically(file.with_suffix(".md"), f"{text}\n".encode())
+    write_atomically(file.with_suffix(".json"), (json.dumps(data, indent=2) + "\n").encode())
+    return f"{text}\n"
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -28,6 +28,15 @@ LARGEST_RECIPE_BYTES = 1 << 20
 
 class ConfigError(PykdError):
     """A recipe, a key or a value is wrong; the message is one sentence that names it."""
+
+
+def teacher_name(number: int) -> str:
+    """What the teacher ``number``, from 0, is called in tables and files.
+
+    >>> [teacher_name(number) for number in range(3)]
+    ['teacher', 'teacher-2', 'teacher-3']
+    """
+    return "teacher" if number == 0 else f"teacher-{number + 1}"
 
 
 class _Strict(BaseModel):
@@ -63,8 +72,11 @@ class Training(_Strict):
 class Data(_Strict):
     """Which images a run reads, and how much of the training part is held out for every choice."""
 
-    name: Literal["digits", "mnist", "imagefolder"] = "digits"
+    name: Literal["digits", "mnist", "svhn", "cifar10", "cifar100", "imagefolder"] = "digits"
     root: str | None = Field(default=None, description="folder of the files; else $PYKD_DATA, else ./data")
+    download: bool = Field(
+        default=False, strict=True, description="fetch missing files of mnist, svhn, cifar10 and cifar100 into the root"
+    )
     holdout: Finite = Field(
         default=0.1, gt=0, lt=1, description="share of the training data, of every class, never trained on"
     )
@@ -74,9 +86,10 @@ class Data(_Strict):
     memory_limit_gib: Finite = Field(
         default=2.0, ge=0, description="larger image folders are decoded anew in every epoch"
     )
-    augment: Literal["shift", "shift_flip"] = Field(
+    augment: Literal["shift", "shift_flip", "crop", "crop_flip", "crop_cutout", "crop_flip_cutout"] = Field(
         default="shift",
-        description="random shift by up to an eighth of the side, with or without a random mirror image",
+        description="random shift by up to an eighth of the side, edges repeated (shift) or filled with black (crop); "
+        "with flip also a random mirror image, with cutout a black square of half the side",
     )
 
 
@@ -108,6 +121,9 @@ class Config(_Strict):
     method: dict[str, Any] = Field(description="name of a method of pykd.methods, and its fields")
     data: Data = Data()
     teacher: Network
+    more_teachers: list[Network] = Field(
+        default=[], description="further teachers; the same network listed again is another seed of it"
+    )
     student: Network
     baselines: list[str] = ["alone", "clean"]
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] = 0
@@ -130,6 +146,11 @@ class Config(_Strict):
         if student.weights is not None:
             raise ValueError("should not have weights: a student is always trained from its initial values")
         return student
+
+    @property
+    def teachers(self) -> dict[str, Network]:
+        """All teachers, by the names of their rows and files."""
+        return {teacher_name(number): each for number, each in enumerate([self.teacher, *self.more_teachers])}
 
     def to_yaml(self) -> str:
         """The recipe as YAML that loads to an equal ``Config``."""
@@ -216,7 +237,7 @@ def _explain(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         model: Any = Config
         for part in problem["loc"][:-1]:
-            model = model.model_fields[part].annotation
+            model = get_args(model)[0] if isinstance(part, int) else model.model_fields[part].annotation
         return f"unknown key {path!r}; {nearest(str(problem['loc'][-1]), model.model_fields)}"
     if problem["type"] == "missing":
         return f"{path} is missing"

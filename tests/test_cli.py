@@ -65,7 +65,8 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("words", [["--help"], ["-h"], []])
 def test_help_names_every_command(words):
     result = pykd(*words)
-    assert all(command in result.output for command in ("distill", "evaluate", "compare", "recipes", "doctor"))
+    commands = ("distill", "evaluate", "compare", "reproduce", "recipes", "doctor")
+    assert all(command in result.output for command in commands)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["recipes"], ["distill", "nope"], ["distill", "-h"]])
@@ -78,7 +79,8 @@ def test_help_and_mistakes_need_no_torch(words):
 def test_recipes_are_listed():
     result = pykd("recipes")
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()] == ["noisy_teacher-digits", "noisy_teacher-mnist"]
+    data = ("cifar10", "digits", "imagefolder", "mnist", "svhn")
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [f"noisy_teacher-{name}" for name in data]
 
 
 def test_version_is_the_package_s():

@@ -1,13 +1,17 @@
-"""What the pages say: their Python runs, their links lead somewhere, their benchmark tables come from the records."""
+"""What the pages say: their Python and commands run, their links lead somewhere, their tables come from the records."""
 
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_cli import TINY, pykd
+
+from pykd import reproduce
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -16,6 +20,8 @@ BLOCKS = [
     for page in PAGES
     for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
 ]
+NOISY_TEACHER = (ROOT / "docs" / "noisy_teacher.md").read_text()
+COMMANDS = re.findall(r"^(pykd .+)$", "".join(re.findall(r"^```sh\n(.*?)^```", NOISY_TEACHER, re.M | re.S)), re.M)
 
 
 @pytest.mark.parametrize("code", BLOCKS)
@@ -38,3 +44,29 @@ def test_tables_come_from_the_records():
     records = [json.loads(file.read_text()) for file in sorted((ROOT / "benchmarks" / "results").glob("*.json"))]
     assert records, "run `make bench`"
     assert table.replaced(page, "\n\n".join(table.tables(record) for record in records)) == page
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = [] if "--quick" in command or "distill" in command else ["--seeds=1"]
+    _, *words = shlex.split(command.replace("data.name=mnist", "data.name=digits"))
+    result = pykd(*words, *TINY, *few)
+    assert result.exit_code == 0, result.output
+    assert "%" in result.stdout
+
+
+def test_every_variant_has_its_command():
+    text = " ".join(COMMANDS)
+    for variant in reproduce.NOISY_TEACHER:
+        for change in variant.changes:
+            assert change.partition("=")[0] in text or "hinton" in change
+
+
+@pytest.mark.parametrize("data", re.findall(r"<!-- reproduce: (\w+) -->", NOISY_TEACHER))
+def test_reproduced_tables_come_from_the_records(data):
+    record = ROOT / "benchmarks" / "results" / "reproduce" / f"noisy_teacher-{data}.json"
+    _, _, rest = NOISY_TEACHER.partition(f"<!-- reproduce: {data} -->\n\n")
+    shown, end, _ = rest.partition("\n\n<!-- end -->")
+    assert end
+    assert shown == (reproduce.markdown(json.loads(record.read_text())) if record.exists() else "Not measured yet.")

@@ -5,12 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pykd.data import digits, imagefolder, mnist
+from pykd.data import cifar, digits, imagefolder, mnist, svhn
 from pykd.data.imagefolder import ImageFiles
-from pykd.data.memory import InMemory, Normalize, Sample, augment, collate, stratified
+from pykd.data.memory import InMemory, Normalizer, Sample, augment, collate, stratified
+from pykd.errors import PykdError
 
 if TYPE_CHECKING:
     from pykd.config import Data
+
+
+# Below the data root.
+PLACES = {
+    "MNIST": mnist.PLACE,
+    "SVHN": svhn.FILES[0],
+    **{f"CIFAR-{classes}": place for classes, place in cifar.PLACE.items()},
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,6 @@ class Splits:
     test: InMemory | ImageFiles
     class_names: tuple[str, ...]
     in_shape: tuple[int, int, int]
-    normalize: Normalize
 
     @property
     def classes(self) -> int:
@@ -47,14 +55,24 @@ def load(data: "Data", *, seed: int = 0) -> Splits:
         >>> len(splits.train), len(splits.holdout), len(splits.test), splits.in_shape
         (1299, 143, 355, (1, 8, 8))
     """
-    train: InMemory | ImageFiles
-    test: InMemory | ImageFiles
+    root = data_root(data.root)
+    parts: tuple[InMemory | ImageFiles, InMemory | ImageFiles, tuple[str, ...]]
     if data.name == "digits":
-        train, test, class_names = digits.read()
+        parts = digits.read()
     elif data.name == "mnist":
-        train, test, class_names = mnist.read(data_root(data.root))
+        parts = mnist.read(root, download=data.download)
+    elif data.name == "svhn":
+        parts = svhn.read(root, download=data.download)
+    elif data.name == "cifar10":
+        parts = cifar.read(root, 10, download=data.download)
+    elif data.name == "cifar100":
+        parts = cifar.read(root, 100, download=data.download)
     else:
-        train, test, class_names = imagefolder.read(data_root(data.root), data)
+        parts = imagefolder.read(root, data)
+    train, test, class_names = parts
+    for part in (train, test):
+        if not len(part):
+            raise PykdError(f"{data.name} in {root} has no rows: delete its files and fetch them anew")
     kept, held = stratified(train.labels, data.holdout, seed)
     channels, height, width = train[0][0].shape
     return Splits(
@@ -63,8 +81,18 @@ def load(data: "Data", *, seed: int = 0) -> Splits:
         test=test,
         class_names=class_names,
         in_shape=(channels, height, width),
-        normalize=train.normalize,
     )
 
 
-__all__ = ["ImageFiles", "InMemory", "Sample", "Splits", "augment", "collate", "data_root", "load", "stratified"]
+__all__ = [
+    "ImageFiles",
+    "InMemory",
+    "Normalizer",
+    "Sample",
+    "Splits",
+    "augment",
+    "collate",
+    "data_root",
+    "load",
+    "stratified",
+]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pykd.data.memory import InMemory, Normalize, Sample
+from pykd.data.memory import InMemory, Normalize, Normalizer, Sample
 from pykd.errors import PykdError
 
 if TYPE_CHECKING:
@@ -27,23 +27,32 @@ STATISTICS_IMAGES = 4096
 class ImageFiles(Dataset[Sample]):
     """Like ``InMemory``, for sets larger than the memory: an image is decoded whenever it is read."""
 
-    def __init__(self, files: Sequence[Path], labels: Tensor, decode: Callable[[Path], Tensor], normalize: Normalize):
+    def __init__(
+        self, files: Sequence[Path], labels: Tensor, decode: Callable[[Path], Tensor], normalize: Normalize | None
+    ) -> None:
         self.files = files
         self.labels = labels
         self.normalize = normalize
         self._decode = decode
+        self._normalized = normalize and Normalizer(normalize)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in self.normalize)
-        return (self._decode(self.files[index]) / 255 - mean) / std, self.labels[index], torch.tensor(index)
+        image = self._decode(self.files[index])
+        if self._normalized:
+            image = self._normalized(image)
+        return image, self.labels[index], torch.tensor(index)
 
     def subset(self, indices: Tensor) -> "ImageFiles":
         """The rows ``indices``, numbered anew."""
         return ImageFiles([self.files[i] for i in indices.tolist()], self.labels[indices], self._decode, self.normalize)
+
+    def raw(self) -> "ImageFiles":
+        """The same rows, whose images stay uint8."""
+        return ImageFiles(self.files, self.labels, self._decode, None)
 
 
 class _Decoder:

@@ -47,9 +47,9 @@ def _torch() -> dict[str, str]:
 
 
 def _data() -> dict[str, str]:
-    from pykd.data import data_root
+    from pykd.data import PLACES, data_root
 
     root = data_root(None)
     source = "PYKD_DATA" if "PYKD_DATA" in os.environ else "PYKD_DATA is not set"
-    found = "found" if (root / "MNIST" / "raw").is_dir() else "no MNIST/raw there"
-    return {"data": f"digits come with scikit-learn; MNIST in {root} ({source}): {found}"}
+    found = [f"{name} {'found' if (root / place).exists() else 'not there'}" for name, place in PLACES.items()]
+    return {"data": f"digits come with scikit-learn; in {root} ({source}): {', '.join(found)}"}

@@ -12,8 +12,17 @@ from torch import nn
 
 from pykd.models.lenet5 import LeNet5
 from pykd.models.mlp import MLP
+from pykd.models.modified_lenet import ModifiedLeNet
+from pykd.models.nin import NIN
+from pykd.models.shallow_cnn import ShallowCNN
 
-NETWORKS: dict[str, type[nn.Module]] = {"lenet5": LeNet5, "mlp": MLP}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "lenet5": LeNet5,
+    "mlp": MLP,
+    "modified_lenet": ModifiedLeNet,
+    "nin": NIN,
+    "shallow_cnn": ShallowCNN,
+}
 
 
 def build(name: str, *, in_shape: tuple[int, int, int], classes: int, **arguments: Any) -> nn.Module:
@@ -34,4 +43,4 @@ def build(name: str, *, in_shape: tuple[int, int, int], classes: int, **argument
     return NETWORKS[name](in_shape=in_shape, classes=classes, **arguments)
 
 
-__all__ = ["MLP", "NETWORKS", "LeNet5", "build"]
+__all__ = ["MLP", "NETWORKS", "NIN", "LeNet5", "ModifiedLeNet", "ShallowCNN", "build"]

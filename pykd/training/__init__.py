@@ -4,7 +4,7 @@ from pykd.training.distill import Run, distill
 from pykd.training.measure import describe, evaluate
 from pykd.training.progress import show
 from pykd.training.run_folder import load_weights
-from pykd.training.stage import Batch, Method, Stage, label_loss
+from pykd.training.stage import Batch, Method, Stage, label_loss, mean_logits
 from pykd.training.teacher import FrozenTeacher
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "evaluate",
     "label_loss",
     "load_weights",
+    "mean_logits",
     "show",
 ]

@@ -18,7 +18,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from pykd.data import collate
+from pykd.data import ImageFiles, InMemory, Normalizer, collate
 from pykd.errors import PykdError
 from pykd.training.stage import derive
 
@@ -51,9 +51,16 @@ class Rows:
         )
 
 
+def _unchanged(inputs: Tensor) -> Tensor:
+    return inputs
+
+
 @dataclass(frozen=True)
 class Source:
-    """Data as the engine reads them: by row where possible, else a loader from its start to its end."""
+    """Data as the engine reads them: by row where possible, else a loader from its start to its end.
+
+    Images of ``pykd.data`` stay uint8 until they are on the device and augmented; ``normalized`` comes after that.
+    """
 
     data: Any
     by_row: bool
@@ -65,6 +72,7 @@ class Source:
     collate: Callable[[Any], Any] = collate
     indexed: bool = False  # samples carry an index: they are the same in every epoch
     large_batch: int = LARGE_BATCH_ROWS
+    normalized: Callable[[Tensor], Tensor] = _unchanged  # makes what a network takes of a batch's inputs
 
     @classmethod
     def of(cls, data: Any, name: str) -> "Source":
@@ -106,8 +114,10 @@ class Source:
             raise PykdError(f"{name} has no rows")
         if not source.by_row:
             return source
+        if isinstance(source.data, (InMemory, ImageFiles)) and source.data.normalize and source.collate is collate:
+            source = replace(source, data=source.data.raw(), normalized=Normalizer(source.data.normalize))
         sample = source.fetch([0])
-        row_bytes = max(1, sample[0].nbytes)
+        row_bytes = max(1, source.normalized(sample[0]).nbytes)
         large = max(1, min(LARGE_BATCH_ROWS, LARGE_BATCH_BYTES // row_bytes))
         return replace(source, indexed=len(sample) == 3, large_batch=large)
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pykd.config import Config, Training, nearest
+from pykd.config import Config, Training, nearest, teacher_name
 from pykd.data import augment as augment_images
 from pykd.errors import PykdError
 from pykd.training.batches import Rows, Source
@@ -30,7 +31,7 @@ from pykd.training.measure import accuracy, describe
 from pykd.training.progress import Reporter
 from pykd.training.run_folder import RunFolder, put_weights, read_weights, require_same, weights
 from pykd.training.stage import Method, Stage, derive, label_loss
-from pykd.training.teacher import FrozenTeacher, TeacherLogits
+from pykd.training.teacher import LARGEST_CACHE_BYTES, FrozenTeacher, TeacherLogits
 
 Network = nn.Module | Callable[[], nn.Module]
 
@@ -41,28 +42,33 @@ class Run:
 
     Attributes:
         student: trained, in eval mode.
-        teacher: frozen, in eval mode.
-        summary: what ``summary.json`` holds: a row for the teacher, each baseline and the student.
+        teachers: frozen, in eval mode.
+        summary: what ``summary.json`` holds: a row for each teacher, each baseline and the student.
         metrics: a row an epoch of every stage, as in ``metrics.jsonl``.
         out: the run folder.
     """
 
     student: nn.Module
-    teacher: FrozenTeacher
+    teachers: list[FrozenTeacher]
     summary: dict[str, Any]
     metrics: list[dict[str, Any]]
     out: Path | None
+
+    @property
+    def teacher(self) -> FrozenTeacher:
+        """The first of the teachers."""
+        return self.teachers[0]
 
 
 def distill(
     method: Method,
     *,
-    teacher: Network,
+    teacher: Network | Sequence[Network],
     student: Network,
     train: Any,
     test: Any = None,
     holdout: Any = 0.1,
-    teacher_training: Training | None = None,
+    teacher_training: Training | Sequence[Training | None] | None = None,
     training: Training | None = None,
     baselines: Sequence[str] = ("alone", "clean"),
     out: str | Path | None = None,
@@ -77,7 +83,7 @@ def distill(
     progress: bool = True,
     **overrides: Any,
 ) -> Run:
-    """Trains a teacher if asked, then one student by ``method`` and one by each baseline, and compares them.
+    """Trains the teachers if asked, then one student by ``method`` and one by each baseline, and compares them.
 
     The epoch with the best accuracy on the held-out rows is kept, the last of equal ones; test rows are for the
     last table alone. Killed at any moment, a run with ``out`` goes on with ``resume=True`` from its last checkpoint, on
@@ -85,7 +91,9 @@ def distill(
 
     Args:
         method: e.g. ``pykd.methods.NoisyTeacher()``.
-        teacher: a module, or a function that makes one.
+        teacher: a module, or a function that makes one; or a list of several, called teacher, teacher-2, teacher-3 and
+            so on: each is built and trained with random numbers of its own, so that the same function listed again
+            makes another teacher.
         student: a module that gives as many logits, or a function that makes one. It is trained in place; a baseline
             trains a copy that begins with the same weights.
         train: a Dataset or DataLoader of (inputs, label) or (inputs, label, index). An index says that the sample is
@@ -93,14 +101,16 @@ def distill(
             where ``training`` sets none.
         test: the same, for the table; without it the table shows the held-out accuracy.
         holdout: a share of the rows of ``train`` in (0, 1), or a Dataset or DataLoader of its own.
-        teacher_training: how to train the teacher; None for a teacher that is trained already.
+        teacher_training: how to train every teacher, or a list with an entry for each; None for a teacher that is
+            trained already.
         training: how to train the student and the baselines.
         baselines: names of ``method.comparisons()``.
         out: the run folder; nothing is written without one.
         seed: decides initial values of functions' modules, order, noise and the held-out rows.
         resume: continue the run in ``out``, if there is one.
         device: ``"cpu"``, ``"cuda"``, or None for the best there is.
-        augment: changes every row of a batch of inputs, given a generator, in stages whose training says ``augment``.
+        augment: changes every row of a batch of inputs, given a generator, in stages whose training says ``augment``;
+            it gets the pixels, uint8, where ``train`` is a data set of ``pykd.data``.
         checkpoint_seconds: longest time between two checkpoints.
         keep_checkpoints: how many stay.
         cache_logits: keep the teacher's logits in memory where samples carry an index.
@@ -126,7 +136,10 @@ def distill(
         raise PykdError("resume=True needs out=, the folder of the run to continue")
     if isinstance(method, type) or not hasattr(method, "comparisons"):
         raise PykdError(f"method should be a method such as pykd.methods.NoisyTeacher(), got {method!r}")
-    for name, given in {"training": training, "teacher_training": teacher_training}.items():
+    teachers, teacher_trainings = _listed(teacher, teacher_training)
+    if config is not None and len(config.teachers) != len(teachers):
+        raise PykdError(f"config has {len(config.teachers)} teachers and teacher {len(teachers)}: give the same number")
+    for name, given in [("training", training), *(("teacher_training", each) for each in teacher_trainings)]:
         if not isinstance(given, (Training, type(None))):
             raise PykdError(f"{name} should be a pykd.config.Training, got {type(given).__name__}")
     if not hasattr(seed, "__index__"):
@@ -139,7 +152,7 @@ def distill(
         checkpoint_seconds, keep_checkpoints = config.checkpoint_seconds, config.keep_checkpoints
         cache_logits = config.cache_logits
         augment = augment or partial(_augment, config.data.augment)
-    if augment is None and any(each is not None and each.augment for each in (teacher_training, training)):
+    if augment is None and any(each is not None and each.augment for each in (*teacher_trainings, training)):
         raise PykdError("training.augment is set: give augment=, a function of (inputs, generator)")
     accelerator = _accelerator(device)
     signals = Signals(repeated=accelerator.num_processes > 1)
@@ -155,10 +168,11 @@ def distill(
         tested = None if test is None else Source.of(test, "test")
         if source.batch_size is not None:
             training = _sized(training, source.batch_size)
-            teacher_training = teacher_training and _sized(teacher_training, source.batch_size)
+            teacher_trainings = [each and _sized(each, source.batch_size) for each in teacher_trainings]
         example = next(iter(held_out.batches(1)))
-        plan = _plan(method, teacher, student, baselines, teacher_training, training, example, seed)
-        settings = _settings(config, method, baselines, teacher_training, training, seed)
+        example = dataclasses.replace(example, inputs=held_out.normalized(example.inputs))
+        plan = _plan(method, teachers, student, baselines, teacher_trainings, training, example, seed)
+        settings = _settings(config, method, baselines, teacher_trainings, training, seed)
         context = Context(
             accelerator=accelerator,
             train=source,
@@ -172,7 +186,10 @@ def distill(
             augment=augment,
             identity={
                 **settings,
-                "teacher network": _fingerprint(plan.teacher, values=teacher_training is None),
+                **{
+                    f"{name} network": _fingerprint(module, values=how is None)
+                    for (name, module), how in zip(plan.teachers.items(), teacher_trainings, strict=True)
+                },
                 "student network": _fingerprint(plan.student, values=False),
                 "rows": [part and part.rows for part in (source, held_out, tested)],
             },
@@ -189,7 +206,7 @@ def distill(
         else:
             for name, values in found.weights.items():
                 put_weights(plan.networks[name], values, f"{name}.safetensors")
-            frozen, summary = FrozenTeacher(plan.teacher), found.summary
+            frozen, summary = [FrozenTeacher(module) for module in plan.teachers.values()], found.summary
         return Run(plan.student.eval(), frozen, summary, context.metrics, context.out)
 
 
@@ -197,14 +214,11 @@ def distill(
 class _Plan:
     """The networks by name in the table's order, the labels of their rows, and how they come to their weights."""
 
-    networks: dict[str, nn.Module]
+    teachers: dict[str, nn.Module]
+    networks: dict[str, nn.Module]  # the teachers, too
     labels: dict[str, str]
     stages: list[Stage]
     classes: int
-
-    @property
-    def teacher(self) -> nn.Module:
-        return self.networks["teacher"]
 
     @property
     def student(self) -> nn.Module:
@@ -219,6 +233,21 @@ class _Found:
     saved: Saved | None = None
     weights: dict[str, dict[str, Tensor]] = dataclasses.field(default_factory=dict)  # of finished stages
     metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def _listed(
+    teacher: Network | Sequence[Network], training: Training | Sequence[Training | None] | None
+) -> tuple[Sequence[Network], Sequence[Training | None]]:
+    """Every teacher, and how each is trained."""
+    teachers = teacher if isinstance(teacher, Sequence) else [teacher]
+    trainings = training if isinstance(training, Sequence) else [training] * len(teachers)
+    if not teachers:
+        raise PykdError("teacher is an empty list: give at least one network")
+    if len(trainings) != len(teachers):
+        raise PykdError(
+            f"teacher_training has {len(trainings)} entries for {len(teachers)} teachers: give one for each"
+        )
+    return teachers, trainings
 
 
 def _overridden(training: Training | None, overrides: dict[str, Any]) -> Training:
@@ -283,10 +312,10 @@ def _build(network: Network, name: str, seed: int, inputs: Tensor) -> tuple[nn.M
 
 def _plan(
     method: Method,
-    teacher: Network,
+    teachers: Sequence[Network],
     student: Network,
     baselines: Sequence[str],
-    teacher_training: Training | None,
+    teacher_trainings: Sequence[Training | None],
     training: Training,
     example: Rows,
     seed: int,
@@ -295,18 +324,27 @@ def _plan(
     for name in baselines:
         if name not in comparisons:
             raise PykdError(f"unknown baseline {name!r}; {nearest(name, comparisons)}")
-    teacher_module, taught = _build(teacher, "teacher", seed, example.inputs)
+    names = [teacher_name(number) for number in range(len(teachers))]
+    built = {name: _build(each, name, seed, example.inputs) for name, each in zip(names, teachers, strict=True)}
     student_module, learnt = _build(student, "student", seed, example.inputs)
-    classes = taught.shape[1]
-    if learnt.shape[1] != classes:
-        raise PykdError(
-            f"the teacher gives {classes} logits and the student {learnt.shape[1]}: give both the same classes"
-        )
-    if {id(value) for value in teacher_module.parameters()} & {id(value) for value in student_module.parameters()}:
-        raise PykdError("teacher and student share parameters: give two networks, e.g. a copy.deepcopy of one")
-    networks, labels, stages = {"teacher": teacher_module}, {"teacher": "teacher"}, []
-    if teacher_training is not None:
-        stages.append(Stage("teacher", teacher_module, label_loss, teacher_training, "teacher"))
+    classes = learnt.shape[1]
+    for name, (_, taught) in built.items():
+        if taught.shape[1] != classes:
+            raise PykdError(
+                f"the {name} gives {taught.shape[1]} logits and the student {classes}: give both the same classes"
+            )
+    parameters = {name: {id(value) for value in module.parameters()} for name, (module, _) in built.items()}
+    parameters["student"] = {id(value) for value in student_module.parameters()}
+    for one, other in itertools.combinations(parameters, 2):
+        if parameters[one] & parameters[other]:
+            raise PykdError(f"{one} and {other} share parameters: give two networks, e.g. a copy.deepcopy of one")
+    modules = {name: module for name, (module, _) in built.items()}
+    networks, labels = dict(modules), {name: name for name in names}
+    stages = [
+        Stage(name, modules[name], label_loss, how, name)
+        for name, how in zip(names, teacher_trainings, strict=True)
+        if how is not None
+    ]
     students = {name: comparisons[name] for name in dict.fromkeys(baselines) if comparisons[name] != method}
     for name, how in {**students, "student": method}.items():
         networks[name] = student_module
@@ -314,7 +352,7 @@ def _plan(
             networks[name] = _twin(student_module, student, seed, example.inputs)
         labels[name] = how.label
         stages.append(Stage(name, networks[name], how.loss, training, "student"))
-    return _Plan(networks, labels, stages, classes)
+    return _Plan(modules, networks, labels, stages, classes)
 
 
 def _twin(module: nn.Module, network: Network, seed: int, inputs: Tensor) -> nn.Module:
@@ -335,7 +373,7 @@ def _settings(
     config: Config | None,
     method: Method,
     baselines: Sequence[str],
-    teacher_training: Training | None,
+    teacher_trainings: Sequence[Training | None],
     training: Training,
     seed: int,
 ) -> dict[str, Any]:
@@ -347,8 +385,11 @@ def _settings(
         given: Any = method
         fields: dict[str, Any] = dataclasses.asdict(given) if dataclasses.is_dataclass(method) else {}
         own["method"] = {"name": type(method).__name__, **fields}
-    if teacher_training is not None:
-        own["teacher"]["training"] = teacher_training.model_dump()
+        if len(teacher_trainings) > 1:
+            own["more_teachers"] = [{} for _ in teacher_trainings[1:]]
+    for place, how in zip([own["teacher"], *own.get("more_teachers", [])], teacher_trainings, strict=True):
+        if how is not None:
+            place["training"] = how.model_dump()
     own["student"]["training"] = training.model_dump()
     own.update(baselines=list(baselines), seed=seed)
     settings: dict[str, Any] = json.loads(json.dumps(own, default=lambda value: type(value).__qualname__))
@@ -398,8 +439,8 @@ def _open(
         context.reporter.say(f"{sentence}: going on from an older one")
     if saved is None:
         folder.cut_metrics(0)
-        if "teacher" not in {stage.name for stage in plan.stages}:
-            folder.write_weights("teacher", plan.teacher)
+        for name in plan.teachers.keys() - {stage.name for stage in plan.stages}:
+            folder.write_weights(name, plan.teachers[name])
         return _Found()
     require_same(saved.position["identity"], context.identity, str(folder.checkpoints))
     folder.cut_metrics(saved.position["metrics_offset"])
@@ -408,26 +449,27 @@ def _open(
     return _Found(saved=saved, weights=values, metrics=folder.read_metrics())
 
 
-def _train(context: Context, plan: _Plan, found: _Found, cache: bool) -> FrozenTeacher:
+def _train(context: Context, plan: _Plan, found: _Found, cache: bool) -> list[FrozenTeacher]:
     saved = found.saved
     context.metrics.extend(found.metrics)
     if saved is not None:
         context.finished = saved.position["finished"]
         epoch, step = saved.position["epoch"], saved.position["step"]
         context.reporter.say(f"{saved.position['stage']}: going on after epoch {epoch}, step {step}")
-    frozen: FrozenTeacher | None = None
-    logits: TeacherLogits | None = None
+    device = context.accelerator.device
+    frozen: list[FrozenTeacher] = []
+    logits: list[TeacherLogits] = []
     for stage in plan.stages:
-        if frozen is None and stage.name != "teacher":
-            frozen = FrozenTeacher(plan.teacher.to(context.accelerator.device))
-            logits = TeacherLogits(frozen, context.train, context.accelerator.device, cache=cache)
+        if not frozen and stage.name not in plan.teachers:
+            frozen = [FrozenTeacher(module.to(device)) for module in plan.teachers.values()]
+            share = LARGEST_CACHE_BYTES // len(frozen) if cache else 0
+            logits = [TeacherLogits(each, context.train, device, cache_bytes=share) for each in frozen]
         if stage.name in found.weights:
             put_weights(stage.module, found.weights[stage.name], f"{stage.name}.safetensors")
         else:
             context.stop_if_asked()
             here = saved is not None and saved.position["stage"] == stage.name
             Fit(context, stage, logits, saved if here else None).run()
-    assert frozen is not None
     return frozen
 
 

@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -177,18 +177,20 @@ class Fit:
     Args:
         run: what the stages share.
         stage: what to train, and how.
-        teacher: gives the logits that the stage's loss may ask for.
+        teachers: give the logits that the stage's loss may ask for.
         saved: a checkpoint of this stage to go on from.
 
     Raises:
         PykdError: nothing to train, or weights of another network in ``saved``.
     """
 
-    def __init__(self, run: Context, stage: Stage, teacher: TeacherLogits | None, saved: Saved | None = None) -> None:
+    def __init__(
+        self, run: Context, stage: Stage, teachers: Sequence[TeacherLogits], saved: Saved | None = None
+    ) -> None:
         self._run = run
         self._stage = stage
         self._training = stage.training
-        self._teacher = teacher
+        self._teachers = teachers
         self._device = run.accelerator.device
         self._rank, self._world = run.accelerator.process_index, run.accelerator.num_processes
         self._batches = run.train.batches(
@@ -263,12 +265,14 @@ class Fit:
         inputs = rows.inputs.to(self._device, non_blocking=True)
         if self._run.augment is not None and training.augment:
             inputs = self._augmented(inputs, rows, step, self._run.augment)
+        inputs = self._run.train.normalized(inputs)
         rows = replace(rows, inputs=inputs, labels=rows.labels.to(self._device, non_blocking=True))
         parts = max(1, min(training.accumulate, rows.weight))
         for index in range(parts):
             part = rows if parts == 1 else rows.part(index, parts)
             share = part.weight / part.total
-            teach = partial(self._teach, part.inputs, part.positions)
+            positions = None if training.augment else part.positions
+            teach = [partial(teacher, part.inputs, positions) for teacher in self._teachers]
             batch = Batch(part.inputs, part.labels, seed, part.offset, teach)
             with self._precision():
                 loss = self._stage.loss(self._network, batch)
@@ -299,11 +303,6 @@ class Fit:
             return nullcontext()
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[self._training.mixed_precision]
         return torch.autocast(self._device.type, dtype)
-
-    def _teach(self, inputs: Tensor, positions: Tensor | None) -> Tensor:
-        if self._teacher is None:
-            raise PykdError(f"{self._stage.name} has no teacher")
-        return self._teacher(inputs, None if self._training.augment else positions)
 
     def _after_step(self) -> None:
         at = self._at

@@ -31,7 +31,7 @@ def accuracy(module: nn.Module, source: Source, accelerator: Accelerator | None 
     correct = torch.zeros((), dtype=torch.int64, device=device)
     rows = 0
     for batch in source.batches(source.large_batch, rank=rank, world=world):
-        logits = module(batch.inputs.to(device))
+        logits = module(source.normalized(batch.inputs.to(device)))
         source.check_labels(batch.labels, logits.shape[-1])
         answers = logits.argmax(-1)[: batch.weight]
         correct += (answers == batch.labels.to(device)[: batch.weight]).sum()
@@ -87,4 +87,4 @@ def evaluate(module: nn.Module, data: Any) -> dict[str, Any]:
     """
     source = Source.of(data, "data")
     correct, rows = accuracy(module.cpu(), source)
-    return {"accuracy": correct / rows, **describe(module, next(iter(source.batches(1))).inputs[:1])}
+    return {"accuracy": correct / rows, **describe(module, source.normalized(next(iter(source.batches(1))).inputs[:1]))}

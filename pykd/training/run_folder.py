@@ -29,7 +29,14 @@ _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = 120
 
 # Settings that decide nothing about the weights: they may change when a run is resumed.
-FREE_SETTINGS = ("description", "checkpoint_seconds", "keep_checkpoints", "data.root", "data.memory_limit_gib")
+FREE_SETTINGS = (
+    "description",
+    "checkpoint_seconds",
+    "keep_checkpoints",
+    "data.root",
+    "data.download",
+    "data.memory_limit_gib",
+)
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """The vocabulary of a run: a batch, a loss of a batch, a stage that minimises it, a method that brings the loss."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,19 +22,39 @@ class Batch:
         labels: ``[rows]``, int64.
         seed: int64 scalar tensor, for random numbers keyed by row: the same on every process.
         row_offset: index of the first row in the whole batch of the step.
-        teach: gives the teacher's logits of these rows; asked at most once, and only by a loss that wants them.
+        teach: for each teacher a function that gives its logits of these rows; asked at most once, and only by a loss
+            that wants them.
     """
 
     inputs: Tensor
     labels: Tensor
     seed: Tensor
     row_offset: int
-    teach: Callable[[], Tensor]
+    teach: Sequence[Callable[[], Tensor]]
 
     @cached_property
     def teacher_logits(self) -> Tensor:
-        """``[rows, classes]``, without gradient."""
-        return self.teach()
+        """``[rows, classes]`` of the (first) teacher, without gradient."""
+        return self.teach[0]()
+
+    @cached_property
+    def all_teacher_logits(self) -> list[Tensor]:
+        """Those of every teacher."""
+        return [self.teacher_logits, *(teach() for teach in self.teach[1:])]
+
+    @property
+    def mean_teacher_logits(self) -> Tensor:
+        """Their mean over the teachers."""
+        return mean_logits(self.all_teacher_logits)
+
+
+def mean_logits(logits: Sequence[Tensor]) -> Tensor:
+    """The mean of several networks' logits; a single network's as they are.
+
+    >>> mean_logits([torch.zeros(1, 2), torch.ones(1, 2)])
+    tensor([[0.5000, 0.5000]])
+    """
+    return logits[0] if len(logits) == 1 else torch.stack(list(logits)).mean(0)
 
 
 Loss = Callable[[nn.Module, Batch], Tensor]

@@ -40,38 +40,40 @@ class FrozenTeacher(nn.Module):
         return logits
 
 
-# Larger sets of logits are computed anew in every step: they would compete with the networks for memory.
+# Of all teachers together. Larger sets of logits are computed anew in every step: they would compete with the
+# networks for memory.
 LARGEST_CACHE_BYTES = 2 << 30
 
 
 class TeacherLogits:
-    """The teacher's logits of a training batch, kept in memory where ``cache`` allows it.
+    """The teacher's logits of a training batch, kept in memory where they fit into ``cache_bytes``.
 
     They are computed in batches that depend on nothing but the data, so that a resumed run sees the same bits.
     """
 
-    def __init__(self, teacher: FrozenTeacher, source: Source, device: torch.device, *, cache: bool) -> None:
+    def __init__(self, teacher: FrozenTeacher, source: Source, device: torch.device, *, cache_bytes: int) -> None:
         self._teacher = teacher
         self._source = source
         self._device = device
-        self._cache = cache and source.indexed
+        self._cache_bytes = cache_bytes if source.indexed else 0
         self._logits: Tensor | None = None
 
     def __call__(self, inputs: Tensor, positions: Tensor | None) -> Tensor:
         """Logits of the rows ``inputs``, which stand at ``positions`` in the training data."""
-        if positions is None or not self._cache:
+        if positions is None or not self._cache_bytes:
             return self._teacher(inputs)
         if self._logits is None:
             self._logits = self._compute()
-            self._cache = self._logits is not None
-            return self(inputs, positions)
+        if self._logits is None:
+            self._cache_bytes = 0
+            return self._teacher(inputs)
         return self._logits.index_select(0, positions.to(self._device))
 
     def _compute(self) -> Tensor | None:
         kept: list[Tensor] = []
         with torch.autocast(self._device.type, enabled=False):
             for rows in self._source.batches(self._source.large_batch):
-                kept.append(self._teacher(rows.inputs.to(self._device)))
-                if kept[0][0].nbytes * self._source.rows > LARGEST_CACHE_BYTES:
+                kept.append(self._teacher(self._source.normalized(rows.inputs.to(self._device))))
+                if kept[0][0].nbytes * self._source.rows > self._cache_bytes:
                     return None
         return torch.cat(kept)

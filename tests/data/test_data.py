@@ -1,19 +1,33 @@
 """Data sets: what they hold, how they are split, and what is said where files are missing or broken.
 
-MNIST is tested on small files of its own layout, and on the real ones where ``PYKD_DATA`` has them.
+MNIST, SVHN and CIFAR are tested on small files of their own layouts; where ``PYKD_DATA`` has real ones, on those too.
 """
 
+import hashlib
+import io
+import json
 import os
+import pickle
+import tarfile
+import urllib.error
+import urllib.request
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from scipy.io import savemat
+from torch import nn
 from torch.utils.data import DataLoader
+from typer.testing import CliRunner
 
+import pykd
 from pykd import data
-from pykd.config import Data
+from pykd.cli import app
+from pykd.config import Data, Training
 from pykd.errors import PykdError
 
 HAS_MNIST = (Path(os.environ.get("PYKD_DATA", "nowhere")) / "MNIST" / "raw").is_dir()
@@ -84,14 +98,111 @@ def test_digits():
     assert splits.train.images.max() == 255
     assert splits.test.labels.bincount().min() >= 34
     pixels = torch.cat([splits.train.images, splits.holdout.images]) / 255
-    torch.testing.assert_close(splits.normalize[0][0], float(pixels.mean()), atol=5e-5, rtol=0)
-    torch.testing.assert_close(splits.normalize[1][0], float(pixels.std(correction=0)), atol=5e-5, rtol=0)
+    torch.testing.assert_close(splits.train.normalize[0][0], float(pixels.mean()), atol=5e-5, rtol=0)
+    torch.testing.assert_close(splits.train.normalize[1][0], float(pixels.std(correction=0)), atol=5e-5, rtol=0)
 
 
 def test_test_part_does_not_depend_on_the_seed():
     first, second = (data.load(Data(), seed=seed) for seed in (0, 1))
     assert first.test.images.equal(second.test.images)
     assert not first.holdout.images.equal(second.holdout.images)
+
+
+def test_normalised_on_the_device_is_normalised_in_the_loader():
+    dataset = in_memory()
+    rows = [3, 1, 4]
+    pixels, labels, indices = dataset.raw().__getitems__(rows)
+    assert pixels.dtype == torch.uint8
+    images, *same = dataset.__getitems__(rows)
+    assert data.Normalizer(dataset.normalize)(pixels).equal(images)
+    assert all(a.equal(b) for a, b in zip((labels, indices), same, strict=True))
+
+
+def test_a_run_augments_pixels_and_trains_on_normalised_ones():
+    dataset = in_memory(rows=40)
+    seen = []
+
+    class Student(nn.Linear):
+        def forward(self, images):
+            seen.append(images.dtype)
+            return super().forward(images.flatten(1))
+
+    def augment(images, generator):
+        seen.append(images.dtype)
+        return data.augment(images, "shift", generator)
+
+    def run(train):
+        return pykd.distill(
+            pykd.methods.NoisyTeacher(),
+            teacher=nn.Sequential(nn.Flatten(), nn.Linear(128, 4)),
+            student=lambda: Student(128, 4),
+            train=train,
+            holdout=dataset,
+            training=Training(epochs=2, batch_size=16, augment=True),
+            augment=augment,
+            baselines=["alone"],
+            progress=False,
+            device="cpu",
+        )
+
+    torch.manual_seed(0)
+    ours = run(dataset)
+    assert set(seen) == {torch.uint8, torch.float32}
+    seen.clear()
+    torch.manual_seed(0)
+    floats = run(DataLoader(dataset, 16, shuffle=True, collate_fn=lambda batch: data.collate(batch)))
+    assert set(seen) == {torch.float32}
+    assert [row["loss"] for row in ours.metrics] == [row["loss"] for row in floats.metrics]
+
+
+AUGMENTATIONS = get_args(Data.model_fields["augment"].annotation)
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+@pytest.mark.parametrize("shape", [(6, 3, 32, 32), (5, 1, 28, 17), (3, 2, 7, 9)])
+def test_augmented_images_are_those_of_the_definition(kind, shape):
+    images = torch.randint(1, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    given = images.clone()
+    result = data.augment(images, kind, torch.Generator().manual_seed(2))
+    assert result.dtype == torch.uint8
+    assert images.equal(given)
+    draws = torch.rand(5, len(images), generator=torch.Generator().manual_seed(2)).double().numpy()
+    for number, image in enumerate(images.numpy()):
+        down, right, mirror, *centre = draws[:, number]
+        reach = [side // 8 for side in image.shape[1:]]
+        padding = [(0, 0), *((each, each) for each in reach)]
+        padded = np.pad(image, padding, mode="edge" if kind.startswith("shift") else "constant")
+        top, left = (int(draw * (2 * each + 1)) for draw, each in zip((down, right), reach, strict=True))
+        expected = padded[:, top : top + image.shape[1], left : left + image.shape[2]].copy()
+        if "flip" in kind and mirror >= 0.5:
+            expected = expected[:, :, ::-1].copy()
+        if "cutout" in kind:
+            length = min(image.shape[1:]) // 2
+            begins = [int(draw * side) - length // 2 for draw, side in zip(centre, image.shape[1:], strict=True)]
+            rows, columns = (slice(max(0, begin), max(0, begin + length)) for begin in begins)
+            expected[:, rows, columns] = 0
+        assert np.array_equal(result[number].numpy(), expected)
+    assert result.equal(data.augment(images, kind, torch.Generator().manual_seed(2)))
+    assert not result.equal(data.augment(images, kind, torch.Generator().manual_seed(3)))
+    floats = data.augment(images.float(), kind, torch.Generator().manual_seed(2))
+    assert floats.equal(result.float())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_augmenting_on_a_gpu_is_augmenting_on_the_cpu(kind):
+    images = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    here, there = (data.augment(images.to(at), kind, torch.Generator().manual_seed(2)) for at in ("cpu", "cuda"))
+    assert there.is_cuda
+    assert there.cpu().equal(here)
+    normalize = data.Normalizer(((0.5, 0.4, 0.3), (0.2, 0.2, 0.2)))
+    torch.testing.assert_close(normalize(there).cpu(), normalize(here))
+
+
+@pytest.mark.parametrize("kind", ["flip", "shift_cutout_flip", "shiftflip", ""])
+def test_unknown_augmentations_are_refused(kind):
+    with pytest.raises(ValueError, match="augment should be shift or crop"):
+        data.augment(torch.zeros(1, 1, 8, 8), kind, torch.Generator())
 
 
 @pytest.mark.parametrize("kind", ["shift", "shift_flip"])
@@ -142,20 +253,184 @@ def test_mnist_reads_its_files(tmp_path):
     assert splits.test.images.dtype == torch.uint8
 
 
-def test_missing_mnist_says_how_to_get_it(tmp_path):
-    with pytest.raises(PykdError, match=r"set data.root or PYKD_DATA .* or fetch it with python -c") as caught:
-        data.load(Data(name="mnist", root=str(tmp_path)))
+def write_svhn(root: Path, rows: int = 40, **changes: object) -> None:
+    for number, part in enumerate(("train", "test")):
+        random = np.random.RandomState(number)
+        images = random.randint(0, 256, (32, 32, 3, rows), dtype=np.uint8)
+        labels = (np.arange(rows, dtype=np.uint8) % 10 + 1)[:, None]
+        content = {"X": images, "y": labels, **changes}
+        content = {name: value for name, value in content.items() if value is not None}
+        savemat(root / f"{part}_32x32.mat", content, do_compression=True)
+
+
+@pytest.fixture
+def write_cifar(monkeypatch):
+    """Writes small files in CIFAR's layout, and has torchvision take their sums for the published ones."""
+
+    def write(root: Path, classes: int = 10, rows: int = 40) -> None:
+        kind = torchvision.datasets.CIFAR10 if classes == 10 else torchvision.datasets.CIFAR100
+        folder = root / kind.base_folder
+        folder.mkdir()
+
+        def put(file: str, content: dict[str, object]) -> list[str]:
+            (folder / file).write_bytes(pickle.dumps(content))
+            return [file, hashlib.md5((folder / file).read_bytes()).hexdigest()]
+
+        def batches(files: list[list[str]]) -> list[list[str]]:
+            random = np.random.RandomState(len(files))
+            key = "labels" if classes == 10 else "fine_labels"
+            pixels = (random.randint(0, 256, (rows, 3072), dtype=np.uint8) for _ in files)
+            labels = [row % classes for row in range(rows)]
+            return [put(file, {"data": data, key: labels}) for (file, _), data in zip(files, pixels, strict=True)]
+
+        monkeypatch.setattr(kind, "train_list", batches(kind.train_list))
+        monkeypatch.setattr(kind, "test_list", batches(kind.test_list))
+        names = [f"class {number}" for number in range(classes)]
+        file, md5 = put(kind.meta["filename"], {kind.meta["key"]: names})
+        monkeypatch.setattr(kind, "meta", {**kind.meta, "filename": file, "md5": md5})
+
+    return write
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No network; holds the addresses that were asked for."""
+    asked = []
+
+    def refuse(request, *args, **kwargs):
+        asked.append(getattr(request, "full_url", request))
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "file"),
+    [
+        ("mnist", "MNIST", "MNIST/raw/train-images-idx3-ubyte"),
+        ("svhn", "SVHN", "train_32x32.mat"),
+        ("cifar10", "CIFAR-10", "cifar-10-batches-py/data_batch_1"),
+        ("cifar100", "CIFAR-100", "cifar-100-python/train"),
+    ],
+)
+def test_missing_files_are_fetched_only_where_that_is_asked_for(name, title, file, tmp_path, offline):
+    root = tmp_path / "new" / "root"
+    with pytest.raises(PykdError) as caught:
+        data.load(Data(name=name, root=str(root)))
+    assert str(caught.value) == (
+        f"{title} is not in {root}: set data.root or PYKD_DATA to the folder that holds {file}, "
+        "or fetch it with --set data.download=true"
+    )
+    assert not offline
+    assert not root.exists()
+    with pytest.raises(PykdError, match=f"{title} cannot be fetched into {root} .*no network.*: go on where") as caught:
+        data.load(Data(name=name, root=str(root), download=True))
+    assert offline
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("how", ["missing", "short", "foreign", "empty"])
+def test_a_folder_that_cannot_be_made_is_told(tmp_path, offline):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PykdError, match=r"SVHN cannot be fetched into .*file"):
+        data.load(Data(name="svhn", root=str(tmp_path / "file"), download=True))
+
+
+def test_what_is_there_is_not_fetched(tmp_path, offline, write_cifar):
+    write_mnist(tmp_path, 40)
+    write_svhn(tmp_path)
+    write_cifar(tmp_path, 10)
+    write_cifar(tmp_path, 100, rows=200)
+    for name in ("mnist", "svhn", "cifar10", "cifar100"):
+        assert len(data.load(Data(name=name, root=str(tmp_path), download=True)).test) in (40, 200)
+    assert not offline
+
+
+def test_what_was_fetched_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", lambda self: write_mnist(Path(self.root), 40))
+    assert len(data.load(Data(name="mnist", root=str(tmp_path / "new"), download=True)).test) == 40
+
+
+@pytest.mark.parametrize(("classes", "rows", "batches"), [(10, 40, 5), (100, 200, 1)])
+def test_cifar_reads_its_files(classes, rows, batches, tmp_path, write_cifar):
+    write_cifar(tmp_path, classes, rows)
+    splits = data.load(Data(name=f"cifar{classes}", root=str(tmp_path), holdout=0.5))
+    assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [rows * batches // 2] * 2 + [rows]
+    assert splits.in_shape == (3, 32, 32)
+    assert splits.class_names == tuple(f"class {number}" for number in range(classes))
+    assert splits.test.labels.tolist() == [row % classes for row in range(rows)]
+    pixels = np.random.RandomState(1).randint(0, 256, (rows, 3, 32, 32), dtype=np.uint8)
+    assert np.array_equal(splits.test.images.numpy(), pixels)
+
+
+@pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
+@pytest.mark.parametrize("how", ["short", "foreign", "empty"])
+def test_broken_cifar_is_told_and_never_unpickled(how, file, tmp_path, write_cifar):
+    write_cifar(tmp_path)
+    file = tmp_path / "cifar-10-batches-py" / file
+    file.write_bytes({"short": file.read_bytes()[:-7], "foreign": b"cos\nabort\n(tR.", "empty": b""}[how])
+    with pytest.raises(PykdError, match=r"the CIFAR-10 files in .*cifar-10-batches-py are incomplete or broken"):
+        data.load(Data(name="cifar10", root=str(tmp_path)))
+
+
+def test_svhn_reads_its_files(tmp_path):
+    write_svhn(tmp_path)
+    splits = data.load(Data(name="svhn", root=str(tmp_path), holdout=0.25))
+    assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [30, 10, 40]
+    assert splits.in_shape == (3, 32, 32)
+    assert splits.class_names == tuple("0123456789")
+    assert splits.test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 4
+    pixels = np.random.RandomState(1).randint(0, 256, (32, 32, 3, 40), dtype=np.uint8)
+    assert np.array_equal(splits.test.images.numpy(), pixels.transpose(3, 2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"X": None}, "train_32x32.mat has no X: SVHN files hold"),
+        ({"y": None}, "train_32x32.mat has no y: SVHN files hold"),
+        ({"X": np.zeros((32, 32, 3, 40))}, r"X should be uint8 \[32, 32, 3, N\], got float64 \[32, 32, 3, 40\]"),
+        ({"X": np.zeros((40, 32, 32, 3), np.uint8)}, r"got uint8 \[40, 32, 32, 3\]"),
+        ({"X": np.zeros((32, 32), np.uint8)}, r"got uint8 \[32, 32\]"),
+        ({"X": {"a": 1}}, r"X should be uint8 \[32, 32, 3, N\]"),
+        ({"y": np.ones((39, 1))}, r"y should be numbers \[40, 1\], got float64 \[39, 1\]"),
+        ({"y": np.ones((1, 40), np.uint8)}, r"got uint8 \[1, 40\]"),
+        ({"y": np.array([["one"]] * 40, object)}, r"y should be numbers \[40, 1\], got object"),
+        ({"y": np.full((40, 1), 11, np.uint8)}, "has the label 11: those of SVHN are 1 to 10, where 10 is the digit 0"),
+        ({"y": np.full((40, 1), -1, np.int16)}, "has the label -1"),
+        ({"y": np.full((40, 1), 2.5)}, "has the label 2.5"),
+        ({"y": np.full((40, 1), np.nan)}, "has the label nan"),
+        ({"X": np.zeros((32, 32, 3, 0), np.uint8), "y": np.zeros((0, 1), np.uint8)}, "has no rows"),
+    ],
+)
+def test_wrong_svhn_files_say_what_is_wrong(changes, words, tmp_path):
+    write_svhn(tmp_path, **changes)
+    with pytest.raises(PykdError, match=words) as caught:
+        data.load(Data(name="svhn", root=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["short", "a few bytes", "foreign", "empty", "folder"])
+def test_broken_svhn_is_told(how, tmp_path):
+    write_svhn(tmp_path)
+    file = tmp_path / "test_32x32.mat"
+    content = file.read_bytes()
+    file.unlink()
+    if how == "folder":
+        file.mkdir()
+    else:
+        broken = {"short": content[:-70], "a few bytes": content[:200], "foreign": b"GIF89a" * 99, "empty": b""}
+        file.write_bytes(broken[how])
+    words = "SVHN is not in" if how == "folder" else "test_32x32.mat is not a whole .mat file: delete it and fetch"
+    with pytest.raises(PykdError, match=words):
+        data.load(Data(name="svhn", root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("how", ["short", "foreign", "empty"])
 def test_broken_mnist_is_told(how, tmp_path):
     write_mnist(tmp_path, 40)
     file = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
-    content = {"missing": None, "short": file.read_bytes()[:-7], "foreign": b"GIF89a" * 99, "empty": b""}[how]
-    file.unlink()
-    if content is not None:
-        file.write_bytes(content)
+    file.write_bytes({"short": file.read_bytes()[:-7], "foreign": b"GIF89a" * 99, "empty": b""}[how])
     with pytest.raises(PykdError, match="incomplete or broken"):
         data.load(Data(name="mnist", root=str(tmp_path)))
 
@@ -202,6 +477,9 @@ def test_a_large_image_folder_is_read_lazily_with_the_same_values(tmp_path):
     for part in ("train", "holdout", "test"):
         ours, theirs = (next(iter(DataLoader(getattr(s, part), 4, collate_fn=data.collate))) for s in (small, large))
         torch.testing.assert_close(ours, theirs)
+    pixels, label, index = large.train.raw()[3]
+    assert pixels.equal(small.train.raw()[3][0])
+    assert (int(label), int(index)) == (int(small.train.labels[3]), 3)
 
 
 def test_image_size_brings_images_to_one_size(tmp_path):
@@ -271,3 +549,53 @@ def test_wrong_image_folders_say_what_to_do(how, tmp_path):
     with pytest.raises(PykdError, match=words) as caught:
         data.load(Data(name="imagefolder", root=str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(tmp_path_factory):
+    """80 real training and 20 test images of every class, in folders.
+
+    Each tar holds, for every class, strips of images below one another.
+    """
+    place = Path(os.environ.get("PYKD_DATA", "nowhere")) / "cifar10"
+    if not all((place / f"{name}.tar").is_file() for name in ("train_a", "test")):
+        pytest.skip("PYKD_DATA names no folder with cifar10/train_a.tar and cifar10/test.tar")
+    root = tmp_path_factory.mktemp("cifar10")
+    for archive, rows in (("train_a", 80), ("test", 20)):
+        with tarfile.open(place / f"{archive}.tar") as tar:
+            for member in tar.getmembers():
+                if not member.name.endswith(".0.webp"):
+                    continue
+                strip = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")
+                folder = root / member.name.removesuffix(".0.webp")
+                folder.mkdir(parents=True)
+                for row in range(rows):
+                    strip.crop((0, 32 * row, 32, 32 * row + 32)).save(folder / f"{row}.png")
+    return root
+
+
+def test_real_cifar10_in_folders(cifar10_folder):
+    splits = data.load(Data(name="imagefolder", root=str(cifar10_folder)))
+    assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [720, 80, 200]
+    assert splits.class_names[0] == "airplane"
+    for ours, published in zip(splits.train.normalize, data.cifar.NORMALIZE[10], strict=True):
+        assert ours == pytest.approx(published, abs=0.02)
+
+
+def test_an_epoch_on_real_cifar10(cifar10_folder, tmp_path):
+    """The whole of the command: the recipe's networks shrunk to what a processor trains in seconds."""
+    settings = [
+        f"data.root={cifar10_folder}",
+        "teacher={name: shallow_cnn, training: {epochs: 3, batch_size: 32, lr: 1e-3, augment: true}}",
+        "student.name=modified_lenet",
+        "student.training.epochs=1",
+        "student.training.batch_size=32",
+    ]
+    out = tmp_path / "run"
+    words = ["distill", "noisy_teacher-imagefolder", *(f"--set={each}" for each in settings), "--out", str(out)]
+    result = CliRunner().invoke(app, [*words, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads((out / "summary.json").read_text())["rows"]}
+    assert {"teacher", "student"} <= set(rows)
+    assert rows["teacher"]["accuracy"] > 0.2  # a guess is right once in ten
+    assert f"{rows['student']['accuracy']:.2%}" in result.stdout

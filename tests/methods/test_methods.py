@@ -17,7 +17,7 @@ LABELS = torch.arange(6) % 4
 
 
 def batch(row_offset: int = 0) -> Batch:
-    return Batch(LOGITS, LABELS, torch.tensor(11), row_offset, lambda: TEACHER)
+    return Batch(LOGITS, LABELS, torch.tensor(11), row_offset, [lambda: TEACHER])
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_student_alone_asks_no_teacher() -> None:
     def teach() -> torch.Tensor:
         pytest.fail("asked the teacher")
 
-    alone = Batch(LOGITS, LABELS, torch.tensor(0), 0, teach)
+    alone = Batch(LOGITS, LABELS, torch.tensor(0), 0, [teach])
     assert torch.equal(StudentAlone().loss(nn.Identity(), alone), F.cross_entropy(LOGITS, LABELS))
 
 
@@ -78,5 +78,5 @@ def test_broken_rules_say_which(options: dict[str, Any], sentence: str) -> None:
 def test_every_method_has_a_label_and_the_comparisons(name: str) -> None:
     method = METHODS[name]()
     assert method.label
-    assert dict(method.comparisons()) == comparisons() == {"alone": StudentAlone(), "clean": LogitRegression()}
+    assert dict(method.comparisons()) == comparisons()
     assert method == METHODS[name]()

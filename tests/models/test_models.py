@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from pykd import models
 
@@ -17,6 +18,15 @@ from pykd import models
         ("lenet5", {}, (1, 32, 32), 61706),
         ("lenet5", {}, (3, 32, 32), 62006),
         ("lenet5", {}, (1, 12, 12), 61706 - 24 * 16 * 120),
+        ("nin", {}, (3, 32, 32), 14592 + 30880 + 15456 + 460992 + 2 * 37056 + 331968 + 37056 + 1930),
+        ("nin", {"dropout": 0.0}, (1, 28, 28), 966986 - 2 * 25 * 192),
+        ("nin", {}, (2, 6, 7), 966986 - 25 * 192),
+        ("shallow_cnn", {}, (3, 32, 32), 4864 + 204928 + 3201 * 1024 + 10250),
+        ("shallow_cnn", {"dropout": 0.5}, (1, 28, 28), 64 * 26 + 204928 + (128 * 16 + 1) * 1024 + 10250),
+        ("shallow_cnn", {}, (3, 16, 16), 4864 + 204928 + 129 * 1024 + 10250),
+        ("modified_lenet", {}, (3, 32, 32), 6 * 76 + 16 * 151 + 1025 * 1024 + 10250),
+        ("modified_lenet", {"dropout": 0.25}, (1, 28, 28), 6 * 26 + 16 * 151 + (16 * 49 + 1) * 1024 + 10250),
+        ("modified_lenet", {}, (3, 4, 5), 6 * 76 + 16 * 151 + 17 * 1024 + 10250),
     ],
 )
 def test_shapes_and_sizes(name, arguments, in_shape, parameters):
@@ -46,6 +56,67 @@ def test_lenet5_says_when_images_are_too_small(side):
         models.build("lenet5", in_shape=(1, side, 28), classes=10)
 
 
+def test_nin_begins_as_small_normal_numbers():
+    torch.manual_seed(0)
+    for name, value in models.NIN(in_shape=(3, 32, 32), classes=10).named_parameters():
+        if name.endswith("bias"):
+            assert not value.any()
+        else:
+            bound = 5 / value.numel() ** 0.5
+            assert abs(value.mean() / 0.05) < bound
+            assert abs(value.std() / 0.05 - 1) < bound
+
+
+def test_nin_is_the_mean_over_the_places_of_its_last_maps():
+    network = models.NIN(in_shape=(3, 32, 32), classes=4).eval()
+    images = torch.randn(2, 3, 32, 32)
+    maps = nn.Sequential(*list(network)[:-2])(images)
+    assert maps.shape == (2, 4, 8, 8)
+    torch.testing.assert_close(network(images), maps.mean((2, 3)))
+
+
+def test_shallow_networks_are_their_formulas():
+    images = torch.randn(2, 3, 32, 32)
+
+    def convolutions(network, activation, padding):
+        maps = images
+        for layer in (layer for layer in network if isinstance(layer, nn.Conv2d)):
+            maps = F.max_pool2d(activation(F.conv2d(maps, layer.weight, layer.bias, padding=padding)), 2)
+        hidden, last = (layer for layer in network if isinstance(layer, nn.Linear))
+        return last(activation(hidden(maps.flatten(1))))
+
+    for name, activation, padding in (("shallow_cnn", torch.relu, 0), ("modified_lenet", torch.tanh, 2)):
+        network = models.build(name, in_shape=(3, 32, 32), classes=10, dropout=0.5).eval()
+        torch.testing.assert_close(network(images), convolutions(network, activation, padding))
+
+
+@pytest.mark.parametrize(("name", "share"), [(name, share) for name in models.NETWORKS for share in (0.0, 0.5)])
+def test_dropout_acts_in_training_alone(name, share):
+    torch.manual_seed(0)
+    network = models.build(name, in_shape=(3, 32, 32), classes=10, dropout=share)
+    images = torch.randn(2, 3, 32, 32)
+    assert network.train()(images).equal(network(images)) == (share == 0)
+    assert network.eval()(images).equal(network(images))
+    plain = models.build(name, in_shape=(3, 32, 32), classes=10, dropout=0.0)
+    plain.load_state_dict(network.state_dict())
+    assert plain(images).equal(network(images))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan"), "0.5", None, True])
+@pytest.mark.parametrize("name", models.NETWORKS)
+def test_dropout_is_a_share(name, share):
+    with pytest.raises(ValueError, match=r"dropout should be a number in \[0, 1\), got"):
+        models.build(name, in_shape=(3, 32, 32), classes=10, dropout=share)
+
+
+@pytest.mark.parametrize(("name", "side"), [("nin", 6), ("shallow_cnn", 16), ("modified_lenet", 4)])
+def test_networks_say_when_images_are_too_small(name, side):
+    network = models.build(name, in_shape=(1, side, side), classes=3)
+    assert network(torch.zeros(2, 1, side, side)).shape == (2, 3)
+    with pytest.raises(ValueError, match=f"{name} needs images of at least {side}x{side} pixels, got {side - 1}x40"):
+        models.build(name, in_shape=(1, side - 1, 40), classes=3)
+
+
 @pytest.mark.parametrize("widths", [3, "34", None, [0], [-1], [1.5], [True], ["a"]])
 def test_mlp_refuses_widths_that_are_none(widths):
     with pytest.raises(ValueError, match="positive integers"):
@@ -53,7 +124,9 @@ def test_mlp_refuses_widths_that_are_none(widths):
 
 
 def test_unknown_names_and_arguments():
-    with pytest.raises(ValueError, match="unknown network 'resnet'; known are lenet5, mlp"):
+    with pytest.raises(
+        ValueError, match="unknown network 'resnet'; known are lenet5, mlp, modified_lenet, nin, shallow_cnn"
+    ):
         models.build("resnet", in_shape=(1, 8, 8), classes=10)
     with pytest.raises(TypeError, match="width"):
         models.build("mlp", in_shape=(1, 8, 8), classes=10, width=[3])

@@ -46,7 +46,7 @@ def train(out: Path) -> None:
     """The run, from wherever ``out`` stands."""
     pykd.distill(
         pykd.methods.NoisyTeacher(),
-        teacher=lambda: network(32),
+        teacher=[lambda: network(32), lambda: network(16)],
         student=lambda: network(8),
         train=Rows(1500, 0),
         test=Rows(200, 1),

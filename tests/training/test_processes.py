@@ -36,7 +36,7 @@ def test_killed_at_random_moments_and_resumed_gives_the_same_bits(tmp_path: Path
     report = json.loads(run(HERE / "killed.py", tmp_path, str(kills), "0"))
     assert len(report["positions"]) >= kills // 2
     assert any(position and position[2] > 0 for position in report["positions"]), "no kill fell in mid-epoch"
-    for name in ("teacher", "alone", "clean", "student"):
+    for name in ("teacher", "teacher-2", "alone", "clean", "student"):
         whole, killed = (tmp_path / side / f"{name}.safetensors" for side in ("whole", "killed"))
         assert whole.read_bytes() == killed.read_bytes(), name
     whole, killed = (

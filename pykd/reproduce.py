@@ -1,0 +1,348 @@
+"""The papers' experiments: the runs that they are, and what the results say beside the papers' claims."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pykd import config as recipes
+from pykd.config import Config, ConfigError
+
+CLEAN = "clean"  # the runs that train the teachers, the student alone, and the student by clean regression
+BEST = "best"  # stands for the cell with the best held-out accuracy
+NOISE = ("method.alpha=0.8", "method.sigma=0.3")
+CELL = "alpha=0.8,sigma=0.3"  # the one of the grid whose noise the other variants have
+TEACHERS = 3
+CONFIDENCE = 0.95
+READING = """\
+Mean and sample standard deviation over n seeds. The runs of a seed share teacher, initial weights, batches and held-out
+rows, so they are compared in pairs: in brackets the 95 % interval (Student's t) of the mean difference, which one seed
+does not give; of twenty such intervals one misses by chance. The best noisy teacher is chosen on the held-out rows.
+Several teachers are a seed's own and those of two other seeds."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train the student from its seed's teacher.
+
+    Args:
+        name: of its folder.
+        label: of its row.
+        changes: assignments that make it out of the recipe.
+        cell: belongs to the grid whose best cell is chosen on the held-out rows.
+        teachers: how many it learns from.
+    """
+
+    name: str
+    label: str
+    changes: tuple[str, ...]
+    cell: bool = False
+    teachers: int = 1
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A paper's statement that the variants ``ours`` err less, on average, than the variants ``than``.
+
+    Args:
+        text: in our words.
+        ours: names of variants, or ``BEST``.
+        than: names of variants.
+        published: the figure in words.
+        figure: its value: a relative reduction of the error, or a difference of errors where ``points``.
+        points: see ``figure``.
+        data: the data sets it is about; all if empty.
+    """
+
+    text: str
+    ours: tuple[str, ...]
+    than: tuple[str, ...] = (CLEAN,)
+    published: str = "without a figure"
+    figure: float | None = None
+    points: bool = False
+    data: tuple[str, ...] = ()
+
+
+def _cell(alpha: float, sigma: float, shape: str) -> Variant:
+    return Variant(
+        f"alpha={alpha},sigma={sigma}" + (",sample" if shape == "sample" else ""),
+        f"noisy teacher, alpha {alpha}, sigma {sigma}, a draw a {shape}",
+        (f"method.alpha={alpha}", f"method.sigma={sigma}", f"method.noise_shape={shape}"),
+        cell=True,
+    )
+
+
+ALPHAS, SIGMAS = (0.4, 0.8), (0.1, 0.3, 0.9)
+REGRESSION = "method={name: logit_regression}"
+NOISY_TEACHER = [
+    Variant(CLEAN, "clean regression", (REGRESSION, "baselines=[alone]")),
+    *(_cell(alpha, sigma, shape) for shape in ("logit", "sample") for alpha in ALPHAS for sigma in SIGMAS),
+    Variant(
+        "additive",
+        "noisy teacher, additive, alpha 0.8, sigma 1.5",
+        ("method.alpha=0.8", "method.sigma=1.5", "method.noise_kind=additive"),
+    ),
+    Variant("noise-on-student", "noise on the student, alpha 0.8, sigma 0.3", (*NOISE, "method.noise_on=student")),
+    Variant("dropout", "clean regression, dropout 0.2 in the student", (REGRESSION, "student.dropout=0.2")),
+    Variant("hinton", "Hinton distillation", ("method={name: hinton}",)),
+    Variant(
+        "hinton,noisy", "Hinton distillation, noisy, alpha 0.8, sigma 0.3", (*NOISE, "method.objective=distillation")
+    ),
+    Variant("teachers,clean", f"{TEACHERS} teachers, clean regression", (REGRESSION,), teachers=TEACHERS),
+    Variant(
+        "teachers,one-noisy",
+        f"{TEACHERS} teachers, one of them noisy, alpha 0.8, sigma 0.3",
+        (*NOISE, "method.noisy_teachers=one"),
+        teachers=TEACHERS,
+    ),
+    Variant("teachers,all-noisy", f"{TEACHERS} teachers, all noisy, alpha 0.8, sigma 0.3", NOISE, teachers=TEACHERS),
+]
+_LESS_ERROR = "the best noisy teacher makes fewer errors than clean regression"
+CIFAR10 = ("cifar10", "imagefolder")  # a folder of images is taken for CIFAR-10, as the recipe is
+NOISY_TEACHER_CLAIMS = [
+    Claim(
+        _LESS_ERROR, (BEST,), published="up to 11.3 % relative, read as: of the error", figure=0.113, data=("mnist",)
+    ),
+    Claim(_LESS_ERROR, (BEST,), published="about 3.3 % relative, read as: of the error", figure=0.033, data=("svhn",)),
+    Claim(_LESS_ERROR, (BEST,), published="up to 12.7 % relative, read as: of the error", figure=0.127, data=CIFAR10),
+    Claim(
+        "a 3-layer shallow student gains over the baseline (thesis)",
+        (BEST,),
+        published="3.26 points",
+        figure=0.0326,
+        points=True,
+        data=CIFAR10,
+    ),
+    Claim(
+        "a higher alpha usually helps: 0.8 against 0.4, all sigmas",
+        tuple(_cell(0.8, sigma, "logit").name for sigma in SIGMAS),
+        tuple(_cell(0.4, sigma, "logit").name for sigma in SIGMAS),
+        data=CIFAR10,
+    ),
+    Claim("noise on the teacher beats noise on the student, both alpha 0.8, sigma 0.3", (CELL,), ("noise-on-student",)),
+    Claim("noise on the teacher, alpha 0.8, sigma 0.3, beats dropout in the student", (CELL,), ("dropout",)),
+    Claim(f"{TEACHERS} teachers, one of them noisy, beat one noisy teacher", ("teachers,one-noisy",), (CELL,)),
+    Claim(
+        f"{TEACHERS} teachers, one of them noisy, beat {TEACHERS} clean ones",
+        ("teachers,one-noisy",),
+        ("teachers,clean",),
+    ),
+]
+PAPERS = {"noisy_teacher": (NOISY_TEACHER, NOISY_TEACHER_CLAIMS)}
+QUICK = {CLEAN, CELL, f"{CELL},sample", "noise-on-student"}
+
+
+def runs(
+    paper: str, data: Iterable[str], changes: Sequence[str], *, seeds: int, out: Path, quick: bool = False
+) -> list[tuple[str, Config]]:
+    """Every run's folder below ``out``, without the seed, and settings; the runs that train teachers come first.
+
+    The others read the teachers' weights from the folders of the first.
+
+    Args:
+        paper: a key of ``PAPERS``.
+        data: names of data sets; each has a recipe ``<paper>-<data>``.
+        changes: assignments for the recipes.
+        seeds: runs of each variant, with the recipe's seed, the next, ...
+        out: folder of all runs.
+        quick: few variants with a tenth of the epochs.
+
+    Raises:
+        ConfigError: unknown paper, data set without a recipe, key or value.
+
+    Example:
+        >>> [folder for folder, _ in runs("noisy_teacher", ["digits"], [], seeds=1, out=Path("r"), quick=True)][:2]
+        ['digits/clean', 'digits/alpha=0.8,sigma=0.3']
+    """
+    found = []
+    for name in data:
+        variants, _ = recipes.choose(PAPERS, paper, "paper")
+        source = f"{paper}-{name}"
+        if source not in recipes.recipes():
+            known = [each.removeprefix(f"{paper}-") for each in recipes.recipes() if each.startswith(f"{paper}-")]
+            raise ConfigError(f"data.name: no recipe of {paper} is for {name!r}; {recipes.nearest(name, known)}")
+        first = recipes.load(source, changes)
+        epochs = {
+            role: network.training.epochs for role, network in (("teacher", first.teacher), ("student", first.student))
+        }
+        few = [f"{role}.training.epochs={max(1, count // 10)}" for role, count in epochs.items()] if quick else []
+        teacher = first.teacher.model_dump(mode="json", exclude={"weights", "training"})
+        for variant in variants:
+            if variant.name not in QUICK if quick else variant.teachers > seeds:
+                continue
+            for number in range(seeds):
+                own = [*few, *changes, *variant.changes, f"seed={first.seed + number}"]
+                if variant.name != CLEAN:
+                    folders = [out / name / CLEAN / f"seed-{first.seed + each}" for each in _teachers(number)]
+                    file, *more = [str(folder / "teacher.safetensors") for folder in folders[: variant.teachers]]
+                    own += ["baselines=[]", f"teacher.weights={json.dumps(file)}"]
+                    if more:
+                        own.append(f"more_teachers={json.dumps([{**teacher, 'weights': file} for file in more])}")
+                found.append((f"{name}/{variant.name}", recipes.load(source, own)))
+    return sorted(found, key=lambda run: not run[0].endswith(f"/{CLEAN}"))
+
+
+def _teachers(number: int) -> list[int]:
+    """The teachers of a seed: its own and two neighbours, the same ones however many seeds there are, from three on."""
+    return [number, *([number - 1, number - 2] if number >= 2 else [1 - number, 2])]
+
+
+def record(
+    paper: str, finished: Mapping[str, Sequence[Mapping[str, Any]]], *, quick: bool, environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the finished runs say, as plain data.
+
+    A variant is compared with clean regression on the seeds that both have, and so are two variants of a claim:
+    the difference of a seed's two errors has a mean, and an interval by Student's t. A relative reduction is both
+    divided by the mean error of what is compared with.
+
+    Args:
+        paper: a key of ``PAPERS``.
+        finished: for a folder of ``runs``, the summary of every seed that is finished, with its ``seed``.
+        quick: these are quick runs.
+        environment: what they ran with, as in a run folder's ``environment.json``.
+
+    Returns:
+        ``paper``, ``quick``, ``environment`` and ``data``: for each data set the ``rows`` and ``claims``.
+    """
+    found: dict[str, Any] = {}
+    for data in dict.fromkeys(folder.partition("/")[0] for folder in finished):
+        rows = []
+        for variant in PAPERS[paper][0]:
+            if summaries := finished.get(f"{data}/{variant.name}"):
+                if variant.name == CLEAN:
+                    rows.append(_row("teacher", "teacher", variant.changes, summaries, "teacher"))
+                    rows.append(_row("alone", "student alone", variant.changes, summaries, "alone"))
+                rows.append(_row(variant.name, variant.label, variant.changes, summaries, "student"))
+        by_name = {row["name"]: row for row in rows}
+        cells = [by_name[each.name] for each in PAPERS[paper][0] if each.cell and each.name in by_name]
+        for row in rows:
+            row["fewer_errors"] = _paired([row], [by_name[CLEAN]]) if row["name"] not in (CLEAN, "teacher") else None
+        if cells:
+            by_name[BEST] = min(cells, key=lambda row: statistics.fmean(row["holdout_error"].values()))
+        claims = []
+        for claim in PAPERS[paper][1]:
+            sides = [[by_name[name] for name in side if name in by_name] for side in (claim.ours, claim.than)]
+            if (claim.data and data not in claim.data) or list(map(len, sides)) != [len(claim.ours), len(claim.than)]:
+                continue
+            ours = _paired(*sides)
+            kind = "points" if claim.points else "relative"
+            verdict = "quick: not evidence" if quick else _verdict(ours, kind, claim.figure)
+            claims.append(
+                {"claim": claim.text, "published": claim.published, "kind": kind, "ours": ours, "verdict": verdict}
+            )
+        best = by_name[BEST]["name"] if cells else None
+        found[data] = {"recipe": f"{paper}-{data}", "rows": rows, "best": best, "claims": claims}
+    ran_with = {key: environment[key] for key in ("pykd", "git", "torch", "cpu") if environment.get(key)}
+    return {"paper": paper, "quick": quick, "environment": ran_with, "data": found}
+
+
+def _row(
+    name: str, label: str, changes: Sequence[str], summaries: Sequence[Mapping[str, Any]], network: str
+) -> dict[str, Any]:
+    own = {str(each["seed"]): row for each in summaries for row in each["rows"] if row["name"] == network}
+    return {
+        "name": name,
+        "label": label,
+        "set": list(changes),
+        "holdout_error": {seed: 1 - row["holdout_accuracy"] for seed, row in own.items()},
+        "error": {seed: 1 - row["accuracy"] for seed, row in own.items()},
+        "seconds": {seed: row["seconds"] for seed, row in own.items()},
+    }
+
+
+def _paired(ours: Sequence[Mapping[str, Any]], than: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """By how much ``ours`` err less than ``than``, each the mean of its rows, over the seeds that all have."""
+    from scipy.stats import t
+
+    seeds = [seed for seed in ours[0]["error"] if all(seed in row["error"] for row in (*ours, *than))]
+    if not seeds:
+        return None
+    error = [statistics.fmean(row["error"][seed] for row in than) for seed in seeds]
+    less = [
+        each - statistics.fmean(row["error"][seed] for row in ours) for seed, each in zip(seeds, error, strict=True)
+    ]
+    mean, scale = statistics.fmean(less), statistics.fmean(error)
+    interval = None
+    if len(seeds) > 1:
+        half = float(t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)) * statistics.stdev(less) / len(seeds) ** 0.5
+        interval = [mean - half, mean + half]
+    return {
+        "seeds": len(seeds),
+        "points": mean,
+        "points_interval": interval,
+        "relative": mean / scale if scale else None,
+        "relative_interval": [each / scale for each in interval] if scale and interval else None,
+    }
+
+
+def _verdict(ours: Mapping[str, Any] | None, kind: str, figure: float | None) -> str:
+    if ours is None or ours[f"{kind}_interval"] is None:
+        return "open: an interval needs two seeds"
+    (low, high), mean = ours[f"{kind}_interval"], ours[kind]
+    holds = figure is not None and high >= figure
+    if low <= 0 <= high:
+        return f"no effect seen: the interval holds 0{' and the published figure' if holds else ''}"
+    if high < 0:
+        return "not reached: the opposite is seen"
+    if figure is None or mean >= figure:
+        return "reached"
+    return f"not reached: less is seen{', but the interval holds the figure' if holds else ''}"
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The tables of a ``record``: its rows, its claims, and how to read them.
+
+    >>> print(markdown({"quick": False, "environment": {"pykd": "1.0", "torch": "2"}, "data": {}}).splitlines()[0])
+    pykd 1.0, torch 2.
+    """
+    parts = [f"{', '.join(f'{name} {value}' for name, value in record['environment'].items())}.", READING]
+    if record["quick"]:
+        parts.append("**quick: not evidence.** A tenth of the epochs and few variants: this shows that all of it runs.")
+    for data, of in record["data"].items():
+        lines = [
+            [data, "n", "held-out error, %", "test error, %", "fewer test errors than clean, points", "relative, %"]
+        ]
+        for row in of["rows"]:
+            fewer = row["fewer_errors"]
+            label = f"**{row['label']}** (best)" if row["name"] == of["best"] else row["label"]
+            errors = [_spread(list(row[key].values())) for key in ("holdout_error", "error")]
+            lines.append([label, str(len(row["error"])), *errors, _effect(fewer, "points"), _effect(fewer, "relative")])
+        parts.append(table(lines))
+        if not of["claims"]:
+            continue
+        lines = [[f"claim, on {data}", "published", "here", "verdict"]]
+        for claim in of["claims"]:
+            unit = {"points": "points", "relative": "% relative"}[claim["kind"]]
+            here = f"{_effect(claim['ours'], claim['kind'])} {unit}"
+            lines.append([claim["claim"], claim["published"], here, claim["verdict"]])
+        parts.append(table(lines))
+    return "\n\n".join(parts)
+
+
+def _spread(errors: Sequence[float]) -> str:
+    deviation = f" ± {100 * statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+    return f"{100 * statistics.fmean(errors):.2f}{deviation}"
+
+
+def _effect(found: Mapping[str, Any] | None, kind: str) -> str:
+    if found is None or found[kind] is None:
+        return ""
+    digits = 2 if kind == "points" else 1
+    low_high = [f"{100 * each:+.{digits}f}" for each in found[f"{kind}_interval"] or []]
+    return f"{100 * found[kind]:+.{digits}f}" + (f" [{', '.join(low_high)}]" if low_high else "")
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, aligned for a terminal; the first row is its head.
+
+    >>> print(table([["a", "long"], ["10", "1"]]))
+    | a  | long |
+    | -- | ---- |
+    | 10 | 1    |
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return "\n".join("| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in lines)
