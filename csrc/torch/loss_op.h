@@ -95,9 +95,8 @@ struct LossCall {
     if (inputs.target) inputs.target = inputs.target->contiguous();
     const at::Tensor &student = inputs.student, &teacher = inputs.teacher;
     if (grad_student.defined()) {
-      const std::string op = std::string(Op::kName) + "_and_grad";
-      check_overlap(op, grad_student, "student", student);
-      check_overlap(op, grad_student, "teacher", teacher);
+      check_overlap(Op::kName, "_and_grad", grad_student, "student", student);
+      check_overlap(Op::kName, "_and_grad", grad_student, "teacher", teacher);
     }
     const auto pointer = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
     const bool reduced = is_reduced(settings.reduction);
@@ -204,7 +203,7 @@ struct Loss<Op, List<T...>, List<O...>> {
     const LossInputs inputs{tensors...};
     const Settings settings{options...};
     Op::check(inputs, settings);
-    check_buffer(std::string(Op::kName) + "_and_grad", out, "student", inputs.student);
+    check_buffer(Op::kName, "_and_grad", out, "student", inputs.student);
     Tensor loss = allocate_loss(inputs, settings);
     if constexpr (run != nullptr) run({inputs, settings, loss, out, {}, accumulate});
     return loss;
@@ -293,8 +292,8 @@ struct Loss<Op, List<T...>, List<O...>> {
   }
 
   static Tensor and_grad_out_autograd(T... tensors, O... options, bool accumulate, const Tensor& out) {
-    PYKD_CHECK(!at::GradMode::is_enabled() || !out.requires_grad(), name("_and_grad"),
-               ": out must not require grad, pass it detached");
+    PYKD_CHECK(!at::GradMode::is_enabled() || !out.requires_grad(), Op::kName,
+               "_and_grad: out must not require grad, pass it detached");
     return and_grad_out_in_place(tensors..., options..., accumulate, out);
   }
 

@@ -6,13 +6,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from pykd.methods import _fields
-from pykd.ops import logit_regression
+from pykd.ops import distillation_loss, logit_regression
 from pykd.training import Batch, Method, label_loss
-
-try:
-    from pykd.ops import distillation_loss
-except ImportError:  # until pykd.ops has it
-    from pykd.methods._until_ops import distillation_loss
 
 
 @dataclass(frozen=True)

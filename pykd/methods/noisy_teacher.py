@@ -7,13 +7,8 @@ from torch import Tensor, nn
 
 from pykd.methods import _fields
 from pykd.methods.comparisons import comparisons
-from pykd.ops import logit_regression
+from pykd.ops import distillation_loss, logit_regression, noisy_logits
 from pykd.training import Batch, Method, mean_logits
-
-try:
-    from pykd.ops import distillation_loss, noisy_logits
-except ImportError:  # until pykd.ops has it
-    from pykd.methods._until_ops import distillation_loss, noisy_logits
 
 
 @dataclass(frozen=True)

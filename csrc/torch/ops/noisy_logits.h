@@ -30,7 +30,7 @@ struct NoisyLogitsOp {
 
   static void out(const at::Tensor& logits, const std::optional<at::Tensor>& seed, PYKD_NOISY_LOGITS_OPTIONS,
                   const at::Tensor& out) {
-    check_buffer("noisy_logits", out, "logits", logits);
+    check_buffer("noisy_logits", "", out, "logits", logits);
     call(logits, seed, {sigma, alpha, per_sample, additive, 1, row_offset}, out);
   }
 
@@ -49,7 +49,7 @@ struct NoisyLogitsOp {
     check_noise(op, options, seed, logits);
     if constexpr (run != nullptr) {
       const at::Tensor dense = logits.contiguous();
-      check_overlap(op, noisy, "logits", dense);
+      check_overlap(op, "", noisy, "logits", dense);
       run(dense, {dense.const_data_ptr(), noisy.mutable_data_ptr(), dense.size(0), dense.size(1), dtype,
                   pack_noise(options, seed)});
     }
