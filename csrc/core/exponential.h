@@ -1,4 +1,5 @@
-// exp(x) for x <= 0, written once for vectors, scalars and CUDA. NaN stays NaN, what is below float's range is 0.
+// exp(x) for x <= 0 and log(x), written once for vectors, scalars and CUDA. NaN stays NaN, what is below float's range
+// is 0.
 #pragma once
 
 #include "core/simd.h"
@@ -38,5 +39,24 @@ PYKD_HD Float exponential2(Float x) {
   return x < -126.0f ? Float{} : e;
 }
 PYKD_HD double exponential2(double x) { return exp2(x); }
+
+// log(x) for x >= 0, in float within 4e-8 of it and half a unit of its last place; 0 gives -inf, NaN stays NaN.
+template <typename Float>
+PYKD_HD Float logarithm(Float x) {
+  constexpr uint32_t kRootHalf = 0x3F3504F3;  // bits of sqrt(1/2): mantissas are centred on 1
+  const auto bits = float_bits(x) - kRootHalf;
+  const Float f = bits_float((bits & 0x7FFFFF) + kRootHalf) - 1.0f;
+  Float p = 0.0897943601f * f - 0.144268423f;
+  p = p * f + 0.148837f;
+  p = p * f - 0.165517941f;
+  p = p * f + 0.199634761f;
+  p = p * f - 0.250025839f;
+  p = p * f + 0.333339334f;
+  p = p * f - 0.499999821f;
+  const Float y = to_float(arithmetic_shift(bits, 23)) * 0.693147181f + (p * (f * f) + f);
+  const Float finite = x == 0.0f ? Float{} - __builtin_inff() : y;
+  return x < __builtin_inff() ? finite : x;
+}
+PYKD_HD double logarithm(double x) { return log(x); }
 
 }  // namespace pykd::PYKD_ISA

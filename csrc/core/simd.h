@@ -200,6 +200,23 @@ inline void store_pairs(float* to, Floats cosine01, Floats sine01, Floats cosine
 #endif
 }
 
+// Rows to columns and back: kLanes vectors of as many lanes, in log2(kLanes) steps that swap off-diagonal halves.
+template <int kWidth = kLanes / 2>
+inline void transpose(Floats (&v)[kLanes]) {
+  Ints low, high;
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i & kWidth ? i - kWidth + kLanes : i;
+    high[i] = i & kWidth ? i + kLanes : i + kWidth;
+  }
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & kWidth) continue;
+    const Floats a = v[i], b = v[i + kWidth];
+    v[i] = __builtin_shuffle(a, b, low);
+    v[i + kWidth] = __builtin_shuffle(a, b, high);
+  }
+  if constexpr (kWidth > 1) transpose<kWidth / 2>(v);
+}
+
 #endif  // !PYKD_ISA_CUDA
 
 }  // namespace pykd::PYKD_ISA

@@ -6,12 +6,14 @@
 // The floor of a logit, in AVX2 instructions for eight of them: two exponentials of 12 (a third where hard targets meet
 // a temperature), 11 for the sums and 7 for the gradient, beside the loads and stores of three short passes over L1 and
 // the noise of core/row_noise.h. Rows go through each pass together, as many as fill a tile, so that one row's chain of
-// maximum, exponentials, sums and logarithm does not hold up the next.
+// maximum, exponentials, sums and logarithm does not hold up the next. Rows of few classes are turned: a lane is a row,
+// and nothing is added up across lanes.
 
 namespace pykd::PYKD_ISA {
 namespace {
 
 constexpr double kLog2 = 0.69314718055994530942;
+constexpr int64_t kFew = 32;  // classes of rows that are turned
 
 template <typename T>
 using Vector = decltype(load_lanes(static_cast<const T*>(nullptr)));
@@ -33,7 +35,8 @@ struct Scratch {
   T *student, *teacher, *hard;
 };
 
-// Copies logits, with targets made of the teacher's, fills their last vector with -inf, and finds the maxima.
+// Copies logits, with targets made of the teacher's, fills their last vector with -inf, and finds the maxima, where
+// sums are given.
 template <Target kTarget, typename T>
 void load_rows(const Shape& shape, const T* const* student, const T* const* teacher, const T* noise,
                int64_t noise_stride, const Scratch<T>& to, RowSums<T>* sums) {
@@ -54,6 +57,7 @@ void load_rows(const Shape& shape, const T* const* student, const T* const* teac
     for (; c + kStep<T> <= shape.n; c += kStep<T>) part(c, load_lanes(s + c), load_lanes(t + c));
     if (const int64_t rest = shape.n - c)
       part(c, load_lanes_or(s + c, rest, kMasked), load_lanes_or(t + c, rest, kMasked));
+    if (!sums) continue;
     sums[i].student_max = reduce_max(student_max);
     sums[i].teacher_max = reduce_max(teacher_max);
   }
@@ -108,46 +112,64 @@ void hard_rows(const Shape& shape, const Scratch<T>& scratch, RowSums<T>* sums) 
 
 // Sum of n logits' differences to their maximum.
 template <typename T>
-double sum_row(const T* student, int64_t n, T max) {
+T sum_row(const T* student, int64_t n, T max) {
   using V = Vector<T>;
   V sum{};
   T rest = 0;
   int64_t c = 0;
   for (; c + kStep<T> <= n; c += kStep<T>) sum += load_lanes(student + c) - max;
   for (; c < n; ++c) rest += student[c] - max;
-  return static_cast<double>(reduce_sum(sum) + rest);
+  return reduce_sum(sum) + rest;
 }
 
-// A row's gradient: student * exp_b - teacher * exp_a             (reverse: student * exp_b * ((b - a) + offset))
-//                   + hard * exp(logit) - smoothing,  and - at_target at the target
-template <typename T>
+// The gradient of a class: student * exp_b - teacher * exp_a         (reverse: student * exp_b * ((b - a) + offset))
+//                          + hard * exp(logit) - smoothing,  and - at_target at the target
+template <typename V>
 struct Slopes {
-  T student = 0, teacher = 0, offset = 0, hard = 0, smoothing = 0, at_target = 0;
+  V student = {}, teacher = {}, offset = {}, hard = {}, smoothing = {}, at_target = {};
 };
 
-template <bool kReverse, bool kHard, bool kAccumulate, typename T>
-void grad_row(const Scratch<T>& s, int64_t n, const Slopes<T>& slopes, T* grad) {
-  using V = Vector<T>;
-  const auto gradient = [&](int64_t c) __attribute__((always_inline)) {
-    const V exp_b = load_lanes(s.student + c), other = load_lanes(s.teacher + c);
-    V g;
-    if constexpr (kReverse)
-      g = reverse_gradient(exp_b, slopes.student, other + slopes.offset);
-    else
-      g = exp_b * slopes.student - other * slopes.teacher;
-    if constexpr (kHard) g += load_lanes(s.hard + c) * slopes.hard - slopes.smoothing;
-    return g;
+template <bool kReverse, bool kHard, typename V, typename S>
+inline V gradient(const Slopes<S>& slopes, V exp_b, V other, V hard) {
+  V g;
+  if constexpr (kReverse)
+    g = reverse_gradient(exp_b, slopes.student, other + slopes.offset);
+  else
+    g = exp_b * slopes.student - other * slopes.teacher;
+  if constexpr (kHard) g += hard * slopes.hard - slopes.smoothing;
+  return g;
+}
+
+template <bool kReverse, bool kHard, typename T>
+void grad_row(const Scratch<T>& s, int64_t n, const Slopes<T>& slopes, bool accumulate, T* grad) {
+  const auto at = [&](int64_t c) __attribute__((always_inline)) {
+    return gradient<kReverse, kHard>(slopes, load_lanes(s.student + c), load_lanes(s.teacher + c),
+                                     load_lanes(s.hard + c));
   };
   int64_t c = 0;
-  for (; c + kStep<T> <= n; c += kStep<T>) {
-    V g = gradient(c);
-    if constexpr (kAccumulate) g += load_lanes(grad + c);
-    store_lanes(grad + c, g);
+  if (accumulate)
+    for (; c + kStep<T> <= n; c += kStep<T>) store_lanes(grad + c, load_lanes(grad + c) + at(c));
+  else
+    for (; c + kStep<T> <= n; c += kStep<T>) store_lanes(grad + c, at(c));
+  if (c == n) return;
+  store_lanes(grad + c, accumulate ? load_lanes(grad + c, n - c) + at(c) : at(c), n - c);
+}
+
+// kLanes rows of `stride` to columns of kLanes, or back; a row is whole vectors.
+inline void turn(const float* from, int64_t stride, float* columns) {
+  for (int64_t c = 0; c < stride; c += kLanes) {
+    Floats v[kLanes];
+    for (int i = 0; i < kLanes; ++i) v[i] = load_lanes(from + i * stride + c);
+    transpose(v);
+    for (int i = 0; i < kLanes; ++i) store_lanes(columns + (c + i) * kLanes, v[i]);
   }
-  if (c < n) {
-    V g = gradient(c);
-    if constexpr (kAccumulate) g += load_lanes(grad + c, n - c);
-    store_lanes(grad + c, g, n - c);
+}
+inline void turn_back(const float* columns, int64_t stride, float* to) {
+  for (int64_t c = 0; c < stride; c += kLanes) {
+    Floats v[kLanes];
+    for (int i = 0; i < kLanes; ++i) v[i] = load_lanes(columns + (c + i) * kLanes);
+    transpose(v);
+    for (int i = 0; i < kLanes; ++i) store_lanes(to + i * stride + c, v[i]);
   }
 }
 
@@ -164,17 +186,15 @@ class Rows {
         tiles((a.classes + kTile - 1) / kTile),
         stride((smaller(kTile, a.classes) + kStep<T> - 1) / kStep<T> * kStep<T>),
         soft(a.hard_weight < 1),
+        few(sizeof(T) == sizeof(float) && soft && a.classes <= kFew),
         inverse_temperature(static_cast<T>(1 / a.temperature)),
         soft_scale((1 - a.hard_weight) * a.temperature * a.temperature /
                    (a.batchmean ? static_cast<double>(a.rows) : 1)),
         hard_scale(!a.batchmean  ? a.hard_weight
                    : targets > 0 ? a.hard_weight / static_cast<double>(targets)
                                  : 0),
-        soft_slope(soft_scale / a.temperature * (a.reverse ? kLog2 : 1)),
         scratch{student, teacher, hard},
-        load_noisy(a.noise.additive ? load_rows<Target::kAdditive, T> : load_rows<Target::kMultiplicative, T>),
-        exp(a.reverse ? exp_rows<true, T> : exp_rows<false, T>),
-        grad{choose_grad(false), choose_grad(true)} {
+        load_noisy(a.noise.additive ? load_rows<Target::kAdditive, T> : load_rows<Target::kMultiplicative, T>) {
     if (tiles > 1) {
       T* const w = static_cast<T*>(workspace);
       scratch = {w, w + tiles * kTile, w + 2 * tiles * kTile};
@@ -183,6 +203,10 @@ class Rows {
     }
     if (a.temperature == 1 || !soft) scratch.hard = scratch.student;
     if (!soft) scratch.teacher = scratch.student;
+    for (int i = 0; i < kRows; ++i) {
+      target[i] = -1;
+      upstream[i] = 1;
+    }
   }
 
   void run(int64_t row_begin, int64_t row_end) {
@@ -205,16 +229,19 @@ class Rows {
  private:
   // The rows at `places`, each of one tile; or a single row of several.
   void run_rows(bool noisy) {
-    for (int i = 0; i < count; ++i) {
+    for (int i = 0; a.hard_weight > 0 && i < count; ++i) {
       const int64_t row = first + places[i];
-      target[i] = a.hard_weight > 0 && a.target[row] != a.ignore_index ? a.target[row] : -1;
-      logit_sum[i] = 0;
+      target[i] = a.target[row] == a.ignore_index ? -1 : a.target[row];
+      hard_weight[i] = target[i] < 0 ? 0 : static_cast<T>(hard_scale);
+      logit_sum[i] = at_target[i] = 0;
+      T wide;
+      if (target[i] >= 0) at_target[i] = *as_wide(a.student, a.student_dtype, row * a.classes + target[i], 1, &wide);
     }
-    for (int64_t tile = 0; tile < tiles; ++tile) sum_tile(tile, noisy);
-    for (int i = 0; i < count; ++i) finish(i);
-    if (!a.grad_student) return;
-    for (int64_t tile = 0; tile < tiles; ++tile)
-      for (int i = 0; i < count; ++i) write_grad(tile, i);
+    for (int i = 0; a.grad_loss && i < count; ++i)
+      upstream[i] = static_cast<const T*>(a.grad_loss)[(first + places[i]) * a.grad_loss_stride];
+    if constexpr (sizeof(T) == sizeof(float))
+      if (few) return a.reverse ? run_few<true>(noisy) : run_few<false>(noisy);
+    a.reverse&& soft ? run_many<true>(noisy) : run_many<false>(noisy);
   }
 
   int64_t size_of_tile(int64_t tile) const { return smaller(kTile, a.classes - tile * kTile); }
@@ -223,106 +250,181 @@ class Rows {
     const int64_t at = tile * kTile + i * stride;
     return {scratch.student + at, scratch.teacher + at, scratch.hard + at};
   }
+  bool is_smooth() const { return a.hard_weight > 0 && a.label_smoothing > 0; }
 
-  void sum_tile(int64_t tile, bool noisy) {
-    const int64_t n = size_of_tile(tile);
-    const Shape shape{count, n, (n + kStep<T> - 1) / kStep<T> * kStep<T>};
+  void read(const Shape& shape, int64_t tile, bool noisy, RowSums<T>* part) {
     const Scratch<T> to = scratch_of(tile, 0);
     const T *students[kRows], *teachers[kRows];
     for (int i = 0; i < count; ++i) {
-      students[i] = as_wide(a.student, a.student_dtype, place(tile, i), n, to.student + i * stride);
+      students[i] = as_wide(a.student, a.student_dtype, place(tile, i), shape.n, to.student + i * stride);
       teachers[i] = students[i];
-      if (soft) teachers[i] = as_wide(a.teacher, a.teacher_dtype, place(tile, i), n, to.teacher + i * stride);
+      if (soft) teachers[i] = as_wide(a.teacher, a.teacher_dtype, place(tile, i), shape.n, to.teacher + i * stride);
     }
-    RowSums<T>* const part = tile == 0 ? sums : &more;
-    if (noisy) {
-      const void* const out = a.grad_student ? a.grad_student : a.student;
-      const Near near(place(tile, 0), n,
-                      {{a.student, a.student_dtype}, {a.teacher, a.teacher_dtype}, {out, a.student_dtype}});
-      const T* const values = noise.draw(places, count, tile * kTile, near);
-      load_noisy(shape, students, teachers, values, noise.stride(), to, part);
-    } else {
-      load_rows<Target::kClean>(shape, students, teachers, students[0], 0, to, part);
-    }
-    if (a.label_smoothing > 0 && a.hard_weight > 0)
-      for (int i = 0; i < count; ++i) {
+    if (!noisy) return load_rows<Target::kClean>(shape, students, teachers, students[0], 0, to, part);
+    const void* const out = a.grad_student ? a.grad_student : a.student;
+    const Near near(place(tile, 0), shape.n,
+                    {{a.student, a.student_dtype}, {a.teacher, a.teacher_dtype}, {out, a.student_dtype}});
+    const T* const values = noise.draw(places, count, tile * kTile, near);
+    load_noisy(shape, students, teachers, values, noise.stride(), to, part);
+  }
+
+  // Rows, side by side or of several tiles.
+  template <bool kReverse>
+  void run_many(bool noisy) {
+    RowSums<T> sums[kRows], more;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      RowSums<T>* const part = tile == 0 ? sums : &more;
+      const int64_t n = size_of_tile(tile);
+      const Shape shape{count, n, (n + kStep<T> - 1) / kStep<T> * kStep<T>};
+      const Scratch<T> to = scratch_of(tile, 0);
+      read(shape, tile, noisy, part);
+      for (int i = 0; is_smooth() && i < count; ++i) {
         const T max = part->base(part[i].student_max);
-        logit_sum[i] += sum_row(to.student + i * stride, n, max) + static_cast<double>(max) * static_cast<double>(n);
+        logit_sum[i] += sum_row(to.student + i * stride, n, max) + max * static_cast<T>(n);
       }
-    if (!soft || (a.hard_weight > 0 && scratch.hard != scratch.student)) hard_rows(shape, to, part);
-    if (soft) exp(shape, to, inverse_temperature, part);
-    if (soft && scratch.hard == scratch.student)
-      for (int i = 0; i < count; ++i) part[i].hard = part[i].exp_b;
-    if (tiles == 1) return;
-    student_max[tile] = part->student_max;
-    teacher_max[tile] = part->teacher_max;
-    if (tile > 0)
-      a.reverse ? sums->template add<true>(more, inverse_temperature)
-                : sums->template add<false>(more, inverse_temperature);
+      if (!soft || (a.hard_weight > 0 && scratch.hard != scratch.student)) hard_rows(shape, to, part);
+      if (soft) exp_rows<kReverse>(shape, to, inverse_temperature, part);
+      if (soft && scratch.hard == scratch.student)
+        for (int i = 0; i < count; ++i) part[i].hard = part[i].exp_b;
+      if (tiles > 1) {
+        student_max[tile] = part->student_max;
+        teacher_max[tile] = part->teacher_max;
+      }
+      if (tile > 0) sums->template add<kReverse>(more, inverse_temperature);
+    }
+    Slopes<T> slopes[kRows];
+    for (int i = 0; i < count; ++i) {
+      slopes[i] = finish<kReverse, T>(sums[i], i);
+      if (a.row_loss) static_cast<T*>(a.row_loss)[first + places[i]] = row_loss[i];
+    }
+    for (int64_t tile = 0; a.grad_student && tile < tiles; ++tile)
+      for (int i = 0; i < count; ++i) {
+        if (tiles > 1) slopes[0] = finish<kReverse, T>(sums[0], 0), move(slopes[0], sums[0], tile);
+        const auto choice = target[i] < 0 ? grad_row<kReverse, false, T> : grad_row<kReverse, true, T>;
+        write(tile, i, slopes[i].at_target,
+              [&](T* to, bool add) { choice(scratch_of(tile, i), size_of_tile(tile), slopes[i], add, to); });
+      }
   }
 
-  // The row's loss, and the slopes of its gradient.
-  void finish(int i) {
-    const int64_t row = first + places[i];
-    const RowSums<T>& sum = sums[i];
-    const double log_ratio = !soft ? 0 : a.reverse ? sum.template log_ratio<true>() : sum.template log_ratio<false>();
-    const double kl = !soft ? 0 : a.reverse ? sum.template kl<true>(log_ratio) : sum.template kl<false>(log_ratio);
-    if (a.row_loss) {
-      double loss = soft_scale * kl;
-      if (target[i] >= 0) {
-        T wide;
-        const T at_target = *as_wide(a.student, a.student_dtype, row * a.classes + target[i], 1, &wide);
-        loss += hard_scale * (1 - a.label_smoothing) * sum.nll(static_cast<double>(at_target));
-        if (a.label_smoothing > 0)
-          loss += hard_scale * a.label_smoothing * sum.nll(logit_sum[i] / static_cast<double>(a.classes));
+  // Slopes for the exponentials of a tile, which are taken from its own maxima.
+  void move(Slopes<T>& slopes, const RowSums<T>& sums, int64_t tile) const {
+    const T of_b = sums.base(student_max[tile]) - sums.base(sums.student_max);
+    const T of_a = sums.base(teacher_max[tile]) - sums.base(sums.teacher_max);
+    slopes.student *= exponential(of_b * inverse_temperature);
+    slopes.teacher *= exponential(of_a * inverse_temperature);
+    slopes.offset += (of_b - of_a) * inverse_temperature * static_cast<T>(1 / kLog2);
+    slopes.hard *= exponential(of_b);
+  }
+
+  // Rows of few classes, turned: a lane is a row.
+  template <bool kReverse>
+  void run_few(bool noisy) {
+    read({count, a.classes, stride}, 0, noisy, nullptr);
+    for (int i = 0; i < count; i += kLanes) {
+      float* const s = columns[0];
+      float* const t = columns[1];
+      float* const h = scratch.hard == scratch.student ? s : columns[2];
+      turn(scratch.student + i * stride, stride, s);
+      turn(scratch.teacher + i * stride, stride, t);
+      const int64_t end = a.classes * kLanes;
+      RowSums<Floats> sums;
+      for (int64_t c = 0; c < end; c += kLanes) {
+        const Floats logits = load_lanes(s + c), targets = load_lanes(t + c);
+        sums.student_max = logits > sums.student_max ? logits : sums.student_max;
+        sums.teacher_max = targets > sums.teacher_max ? targets : sums.teacher_max;
       }
-      static_cast<T*>(a.row_loss)[row] = static_cast<T>(loss);
+      const Floats student_base = sums.base(sums.student_max), teacher_base = sums.base(sums.teacher_max);
+      if (is_smooth()) {
+        Floats sum{};
+        for (int64_t c = 0; c < end; c += kLanes) sum += load_lanes(s + c) - student_base;
+        store_lanes(logit_sum + i, sum + student_base * static_cast<float>(a.classes));
+      }
+      if (a.hard_weight > 0 && h != s)
+        for (int64_t c = 0; c < end; c += kLanes) {
+          const Floats e = exponential2((load_lanes(s + c) - student_base) * static_cast<float>(1 / kLog2));
+          sums.hard += e;
+          store_lanes(h + c, e);
+        }
+      const Floats slope = Floats{} + inverse_temperature * static_cast<float>(1 / kLog2);
+      for (int64_t c = 0; c < end; c += kLanes) {
+        const Floats b = (load_lanes(s + c) - student_base) * slope, a2 = (load_lanes(t + c) - teacher_base) * slope;
+        const Floats exp_b = exponential2(b), exp_a = exponential2(a2);
+        sums.exp_b += exp_b;
+        sums.exp_a += exp_a;
+        sums.divergence += divergence_term<kReverse>(exp_a, exp_b, a2, b);
+        store_lanes(s + c, exp_b);
+        store_lanes(t + c, kReverse ? b - a2 : exp_a);
+      }
+      sums.divergence *= static_cast<float>(kLog2);
+      if (h == s) sums.hard = sums.exp_b;
+      const Slopes<Floats> slopes = finish<kReverse, Floats>(sums, i);
+      const int64_t rows = smaller(kLanes, count - i);
+      for (int j = 0; a.row_loss && j < rows; ++j)
+        static_cast<float*>(a.row_loss)[first + places[i + j]] = row_loss[i + j];
+      if (!a.grad_student) continue;
+      if (a.hard_weight > 0)
+        for (int64_t c = 0; c < end; c += kLanes)
+          store_lanes(s + c, gradient<kReverse, true>(slopes, load_lanes(s + c), load_lanes(t + c), load_lanes(h + c)));
+      else
+        for (int64_t c = 0; c < end; c += kLanes)
+          store_lanes(s + c, gradient<kReverse, false>(slopes, load_lanes(s + c), load_lanes(t + c), Floats{}));
+      turn_back(s, stride, scratch.student + i * stride);
+      for (int j = 0; j < rows; ++j)
+        write(0, i + j, slopes.at_target[j], [&](float* to, bool add) {
+          const float* const grad = scratch.student + (i + j) * stride;
+          int64_t c = 0;
+          for (; c + kLanes <= a.classes; c += kLanes)
+            store_lanes(to + c, add ? load_lanes(to + c) + load_lanes(grad + c) : load_lanes(grad + c));
+          if (const int64_t rest = a.classes - c)
+            store_lanes(to + c, add ? load_lanes(to + c, rest) + load_lanes(grad + c) : load_lanes(grad + c), rest);
+        });
     }
-    double scale = 1;
-    if (a.grad_loss) scale = static_cast<double>(static_cast<const T*>(a.grad_loss)[row * a.grad_loss_stride]);
-    slopes[i] = {};
+  }
+
+  // The losses of one row, or of as many as V has lanes, and the slopes of their gradients.
+  template <bool kReverse, typename V>
+  Slopes<V> finish(const RowSums<V>& sums, int i) {
+    const auto of_rows = [i](const T* values) { return load<V>(values + i); };
+    const V weight = of_rows(hard_weight), scale = of_rows(upstream);
+    V log_ratio{}, kl{};
     if (soft) {
-      const T slope = static_cast<T>(scale * soft_slope);
-      slopes[i].student = slope / sum.exp_b;
-      slopes[i].teacher = slope / sum.exp_a;
-      slopes[i].offset = static_cast<T>((log_ratio - kl) * (1 / kLog2));
+      log_ratio = sums.template log_ratio<kReverse>();
+      kl = sums.template kl<kReverse>(log_ratio);
     }
-    if (target[i] >= 0) {
-      const double slope = scale * hard_scale;
-      slopes[i].hard = static_cast<T>(slope) / sum.hard;
-      slopes[i].smoothing = static_cast<T>(slope * a.label_smoothing / static_cast<double>(a.classes));
-      slopes[i].at_target = static_cast<T>(slope * (1 - a.label_smoothing));
+    V loss = kl * static_cast<T>(soft_scale);
+    const T smoothing = static_cast<T>(a.label_smoothing);
+    Slopes<V> slopes;
+    if (a.hard_weight > 0) {
+      V ce = sums.nll(of_rows(at_target)) * (1 - smoothing);
+      if (smoothing > 0) ce += sums.nll(of_rows(logit_sum) / static_cast<T>(a.classes)) * smoothing;
+      loss += zero_where_zero(weight, weight * ce);
+      const V slope = weight * scale;
+      slopes.hard = zero_where_zero(weight, slope / sums.hard);
+      slopes.smoothing = slope * (smoothing / static_cast<T>(a.classes));
+      slopes.at_target = slope * (1 - smoothing);
     }
+    store(row_loss + i, loss);
+    if (soft) {
+      const V slope = scale * static_cast<T>(soft_scale / a.temperature * (kReverse ? kLog2 : 1));
+      slopes.student = slope / sums.exp_b;
+      slopes.teacher = slope / sums.exp_a;
+      slopes.offset = (log_ratio - kl) * static_cast<T>(1 / kLog2);
+    }
+    return slopes;
   }
 
-  void write_grad(int64_t tile, int i) {
+  // A row's gradient of a tile, by fill(to, whether to add to it).
+  template <typename Fill>
+  void write(int64_t tile, int i, T off_target, const Fill& fill) {
     const int64_t n = size_of_tile(tile), at = place(tile, i);
-    Slopes<T> here = slopes[i];
-    if (tiles > 1) {
-      const T of_b = sums->base(student_max[tile]) - sums->base(sums->student_max);
-      const T of_a = sums->base(teacher_max[tile]) - sums->base(sums->teacher_max);
-      here.student *= exponential(of_b * inverse_temperature);
-      here.teacher *= exponential(of_a * inverse_temperature);
-      here.offset += (of_b - of_a) * inverse_temperature * static_cast<T>(1 / kLog2);
-      here.hard *= exponential(of_b);
-    }
     const bool narrowed = is_half(a.student_dtype);
     T* const to = narrowed ? widened : static_cast<T*>(a.grad_student) + at;
     if (narrowed && a.accumulate) as_wide(a.grad_student, a.student_dtype, at, n, widened);
-    grad[target[i] >= 0](scratch_of(tile, i), n, here, to);
+    fill(to, a.accumulate);
     const int64_t hit = target[i] - tile * kTile;
-    if (target[i] >= 0 && hit >= 0 && hit < n) to[hit] -= here.at_target;
+    if (target[i] >= 0 && hit >= 0 && hit < n) to[hit] -= off_target;
     if constexpr (sizeof(T) == sizeof(float))
       if (narrowed) narrow(widened, a.student_dtype, static_cast<uint16_t*>(a.grad_student) + at, n);
-  }
-
-  using GradRow = void (*)(const Scratch<T>&, int64_t, const Slopes<T>&, T*);
-  GradRow choose_grad(bool is_hard) const {
-    static constexpr GradRow kChoices[2][2][2] = {{{grad_row<false, false, false, T>, grad_row<false, false, true, T>},
-                                                   {grad_row<false, true, false, T>, grad_row<false, true, true, T>}},
-                                                  {{grad_row<true, false, false, T>, grad_row<true, false, true, T>},
-                                                   {grad_row<true, true, false, T>, grad_row<true, true, true, T>}}};
-    return kChoices[a.reverse && soft][is_hard][a.accumulate];
   }
 
   const DistillationLoss& a;
@@ -330,23 +432,22 @@ class Rows {
   const int64_t tiles;   // of a row
   const int64_t stride;  // of rows in one tile
   const bool soft;       // whether the teacher counts
+  const bool few;
   const T inverse_temperature;
   const double soft_scale, hard_scale;  // of a row's KL and cross-entropy
-  const double soft_slope;              // of the KL's gradient
   Scratch<T> scratch;
   T *student_max = nullptr, *teacher_max = nullptr;  // of each tile, where there are several
   decltype(&load_rows<Target::kAdditive, T>) const load_noisy;
-  decltype(&exp_rows<false, T>) const exp;
-  const GradRow grad[2];
 
-  // The rows at hand: `places` in the group from `first` on, their targets (-1: none), sums and slopes.
+  // The rows at hand: `places` in the group from `first` on, their targets (-1: none), and what finish() reads and
+  // writes, in whole vectors.
   int64_t first = 0;
   int places[kRows], count = 0;
   int64_t target[kRows];
-  double logit_sum[kRows];
-  RowSums<T> sums[kRows], more;
-  Slopes<T> slopes[kRows];
-  alignas(64) T student[kTile], teacher[kTile], hard[kTile], widened[kTile];
+  alignas(64) T hard_weight[kRows] = {}, upstream[kRows], at_target[kRows] = {}, logit_sum[kRows] = {};
+  alignas(64) T row_loss[kRows];
+  alignas(64) T student[kTile] = {}, teacher[kTile] = {}, hard[kTile], widened[kTile];
+  alignas(64) T columns[3][kFew * kLanes];
 };
 
 }  // namespace

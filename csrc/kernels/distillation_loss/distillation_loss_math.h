@@ -22,27 +22,28 @@ PYKD_HD V divergence_term(V exp_a, V exp_b, V a, V b) {
 
 // The gradient of one class under the reverse divergence: where exp(b) is 0, 0 times the slope (which may be NaN),
 // whatever the difference is.
-template <typename V, typename T>
-PYKD_HD V reverse_gradient(V exp_b, T slope, V difference) {
+template <typename V, typename S>
+PYKD_HD V reverse_gradient(V exp_b, S slope, V difference) {
   return exp_b * slope * zero_where_zero(exp_b, difference);
 }
 
-template <typename T>
+// Of one row, or of as many as V has lanes.
+template <typename V>
 struct RowSums {
-  T student_max = -__builtin_inff(), teacher_max = -__builtin_inff();
-  T exp_b = 0, exp_a = 0, divergence = 0;
-  T hard = 0;  // sum of exp(student - student_max)
+  V student_max = V{} - __builtin_inff(), teacher_max = V{} - __builtin_inff();
+  V exp_b = {}, exp_a = {}, divergence = {};
+  V hard = {};  // sum of exp(student - student_max)
 
   // A part without any finite logit has maximum -inf; its exponentials are taken from 0 instead.
-  PYKD_HD static T base(T max) { return max == -__builtin_inff() ? T(0) : max; }
+  PYKD_HD static V base(V max) { return max == -__builtin_inff() ? V{} : max; }
 
   // Brings the sums to other maxima, not below their own.
   template <bool kReverse>
-  PYKD_HD void rebase(T new_student_max, T new_teacher_max, T inverse_temperature) {
-    const T of_b = (base(student_max) - base(new_student_max)) * inverse_temperature;
-    const T of_a = (base(teacher_max) - base(new_teacher_max)) * inverse_temperature;
-    const T weight = kReverse ? exp_b : exp_a;
-    const T moved = divergence + weight * (kReverse ? of_b - of_a : of_a - of_b);
+  PYKD_HD void rebase(V new_student_max, V new_teacher_max, V inverse_temperature) {
+    const V of_b = (base(student_max) - base(new_student_max)) * inverse_temperature;
+    const V of_a = (base(teacher_max) - base(new_teacher_max)) * inverse_temperature;
+    const V weight = kReverse ? exp_b : exp_a;
+    const V moved = divergence + weight * (kReverse ? of_b - of_a : of_a - of_b);
     divergence = zero_where_zero(weight, moved * exponential(kReverse ? of_b : of_a));
     exp_b = zero_where_zero(exp_b, exp_b * exponential(of_b));
     exp_a = zero_where_zero(exp_a, exp_a * exponential(of_a));
@@ -53,9 +54,9 @@ struct RowSums {
 
   // Adds another part of the row.
   template <bool kReverse>
-  PYKD_HD void add(RowSums part, T inverse_temperature) {
-    const T new_student_max = student_max > part.student_max ? student_max : part.student_max;
-    const T new_teacher_max = teacher_max > part.teacher_max ? teacher_max : part.teacher_max;
+  PYKD_HD void add(RowSums part, V inverse_temperature) {
+    const V new_student_max = student_max > part.student_max ? student_max : part.student_max;
+    const V new_teacher_max = teacher_max > part.teacher_max ? teacher_max : part.teacher_max;
     rebase<kReverse>(new_student_max, new_teacher_max, inverse_temperature);
     part.template rebase<kReverse>(new_student_max, new_teacher_max, inverse_temperature);
     exp_b += part.exp_b;
@@ -64,21 +65,21 @@ struct RowSums {
     hard += part.hard;
   }
 
-  // log of the weights' sum over the other's: what the terms' mean lacks to the divergence of the softmaxes.
+  // log of the other's sum over the weights': what the terms' mean lacks to the divergence of the softmaxes.
   template <bool kReverse>
-  PYKD_HD double log_ratio() const {
-    return kReverse ? log(double(exp_a) / double(exp_b)) : log(double(exp_b) / double(exp_a));
+  PYKD_HD V log_ratio() const {
+    return logarithm(kReverse ? exp_a / exp_b : exp_b / exp_a);
   }
 
   // KL, which rounding leaves no less than 0; NaN for a row without any finite logit.
   template <bool kReverse>
-  PYKD_HD double kl(double log_ratio) const {
-    const double value = double(divergence) / double(kReverse ? exp_b : exp_a) + log_ratio;
-    return value < 0 ? 0 : value;
+  PYKD_HD V kl(V log_ratio) const {
+    const V value = divergence / (kReverse ? exp_b : exp_a) + log_ratio;
+    return value < 0.0f ? V{} : value;
   }
 
   // -log softmax of a logit, at temperature 1.
-  PYKD_HD double nll(double logit) const { return log(double(hard)) + (double(student_max) - logit); }
+  PYKD_HD V nll(V logit) const { return logarithm(hard) + (student_max - logit); }
 };
 
 }  // namespace pykd::PYKD_ISA
