@@ -10,7 +10,7 @@ enum class Target { kClean, kMultiplicative, kAdditive };
 // A logit of -inf is a masked class, which noise leaves where it is.
 template <Target kTarget, typename V>
 PYKD_HD V perturb(V logit, V noise) {
-  if constexpr (kTarget == Target::kMultiplicative) return logit + (logit > -__builtin_inff() ? logit * noise : V{});
+  if constexpr (kTarget == Target::kMultiplicative) return logit > -__builtin_inff() ? logit + logit * noise : logit;
   if constexpr (kTarget == Target::kAdditive) return logit + noise;
   return logit;
 }
