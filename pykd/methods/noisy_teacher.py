@@ -116,7 +116,7 @@ class NoisyTeacher:
     def _distance(self, logits: Tensor, target: Tensor, labels: Tensor, **noise: Any) -> Tensor:
         if self.objective == "regression":
             return logit_regression(logits, target, **noise)
-        softened = {"temperature": self.temperature, "hard_weight": self.hard_weight}
+        softened: dict[str, Any] = {"temperature": self.temperature, "hard_weight": self.hard_weight}
         return distillation_loss(logits, target, labels, **softened, **noise)
 
     def _mean_target(self, batch: Batch, noise: dict[str, Any]) -> Tensor:

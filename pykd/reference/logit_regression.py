@@ -3,7 +3,7 @@
 import torch
 from torch import Generator, Tensor
 
-from pykd.reference.philox import mean_noise
+from pykd.reference.noisy_logits import perturbed
 
 
 def logit_regression(
@@ -20,26 +20,21 @@ def logit_regression(
     generator: Generator | None = None,
     row_offset: int = 0,
 ) -> Tensor:
-    rows, classes = student.shape
-    target = teacher
-    if sigma > 0 and alpha > 0:
-        if seed is None:
-            seed = torch.randint(2**63 - 1, (), generator=generator, device=student.device)
-        noise = mean_noise(
-            rows,
-            classes,
-            sigma=sigma,
-            alpha=alpha,
-            noise_shape=noise_shape,
-            n_teachers=n_teachers,
-            seed=seed,
-            row_offset=row_offset,
-        )
-        target = teacher + (teacher * noise if noise_kind == "multiplicative" else noise)
+    target = perturbed(
+        teacher,
+        sigma=sigma,
+        alpha=alpha,
+        noise_shape=noise_shape,
+        noise_kind=noise_kind,
+        n_teachers=n_teachers,
+        seed=seed,
+        generator=generator,
+        row_offset=row_offset,
+    )
     loss = 0.5 * (student - target).square().sum(1)
     if reduction == "none":
         return loss
-    return loss.sum() / max(rows, 1) if reduction == "batchmean" else loss.sum()
+    return loss.sum() / max(len(student), 1) if reduction == "batchmean" else loss.sum()
 
 
 def logit_regression_and_grad(

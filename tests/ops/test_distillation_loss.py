@@ -315,6 +315,21 @@ def test_extreme_divergence_is_infinite(direction, classes, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("classes", [9, 1500])
+def test_extreme_cross_entropy_is_infinite(classes, smoothing, device):
+    """A label, or a share of one by smoothing, at a class that the student gives no mass; the gradient is finite."""
+    student, teacher, _ = triple((3, classes), torch.float32, device, seed=27)
+    student[:, 2] = teacher[:, 2] = -INF
+    options = {"hard_weight": 0.3, "label_smoothing": smoothing, "temperature": 3.0, "reduction": "none"}
+    target = torch.tensor([2, 1, -100], device=device)
+    loss, grad = distillation_loss_and_grad(student, teacher, target, **options)
+    assert (loss == INF).tolist() == [True, smoothing > 0, False]
+    expected = reference.distillation_loss_and_grad(student.double(), teacher.double(), target, **options)[1]
+    assert_matches(grad, expected, length=classes, magnitude=3.0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("noise", ["clean", "logit", "additive", "sample"])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("classes", [9, 1500])
