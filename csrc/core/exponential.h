@@ -24,9 +24,15 @@ PYKD_HD Float exponential(Float x) {
 }
 PYKD_HD double exponential(double x) { return exp(x); }
 
-// 2^x for x <= 0, within 1e-7 of it: what large loops take, with log2(e) in a factor that they have anyway.
+// 2^x for x <= 0, within 1e-7 of it (CUDA: 2.4e-7): what large loops take, with log2(e) in a factor that they have
+// anyway.
 template <typename Float>
 PYKD_HD Float exponential2(Float x) {
+#if defined(__CUDA_ARCH__)
+  float power;  // within two units of the last place, in one instruction instead of ten
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+#else
   constexpr float kRound = 12582912.0f + 127.0f;  // the lowest bits are the exponent of 2^n, biased
   const Float shifted = x + kRound;
   const Float r = x - (shifted - kRound);
@@ -37,6 +43,7 @@ PYKD_HD Float exponential2(Float x) {
   p = p * r + 1.0f;
   const Float e = p * bits_float(float_bits(shifted) << 23);
   return x < -126.0f ? Float{} : e;
+#endif
 }
 PYKD_HD double exponential2(double x) { return exp2(x); }
 

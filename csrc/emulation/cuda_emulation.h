@@ -49,8 +49,25 @@ struct [[gnu::may_alias]] alignas(16) uint4 {
 };
 
 using cudaError_t = int;
-inline constexpr cudaError_t cudaSuccess = 0;
+inline constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+// One device, with the least shared memory that a card on sale lets a block ask for.
+inline constexpr int kSharedMemoryOptin = 64 << 10;
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = kSharedMemoryOptin;
+  return cudaSuccess;
+}
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
 
 // ---- half types ----------------------------------------------------------------------------------------------------
 
@@ -284,6 +301,7 @@ struct Launch {
 
   template <typename... Args>
   void operator()(Args... args) const {
+    if (shared_bytes > kSharedMemoryOptin) fail("a block asks for more shared memory than it may have.");
     Block block;
     block.grid = grid;
     block.threads = threads;

@@ -64,9 +64,10 @@ void load_rows(const Shape& shape, const T* const* student, const T* const* teac
 }
 
 // Logits to exponentials, and their sums; a and b in powers of two. What the lanes hold is added up afterwards, for all
-// rows together.
+// rows together. What comes next is fetched meanwhile.
 template <bool kReverse, typename T>
-void exp_rows(const Shape& shape, const Scratch<T>& scratch, T inverse_temperature, RowSums<T>* sums) {
+void exp_rows(const Shape& shape, const Scratch<T>& scratch, T inverse_temperature, const Near& next,
+              RowSums<T>* sums) {
   using V = Vector<T>;
   const V slope = V{} + inverse_temperature * static_cast<T>(1 / kLog2);
   V lanes[kRows][3];
@@ -75,6 +76,8 @@ void exp_rows(const Shape& shape, const Scratch<T>& scratch, T inverse_temperatu
     T *const s = scratch.student + i * shape.stride, *const t = scratch.teacher + i * shape.stride;
     V sum_b{}, sum_a{}, divergence{};
     for (int64_t c = 0; c < shape.stride; c += kStep<T>) {
+      if (c % 16 == 0)
+        for (int array = 0; array < 3; ++array) next(array, c);
       const V b = (load_lanes(s + c) - student_max) * slope, a = (load_lanes(t + c) - teacher_max) * slope;
       const V exp_b = exponential2(b), exp_a = exponential2(a);
       sum_b += exp_b;
@@ -120,24 +123,6 @@ T sum_row(const T* student, int64_t n, T max) {
   for (; c + kStep<T> <= n; c += kStep<T>) sum += load_lanes(student + c) - max;
   for (; c < n; ++c) rest += student[c] - max;
   return reduce_sum(sum) + rest;
-}
-
-// The gradient of a class: student * exp_b - teacher * exp_a         (reverse: student * exp_b * ((b - a) + offset))
-//                          + hard * exp(logit) - smoothing,  and - at_target at the target
-template <typename V>
-struct Slopes {
-  V student = {}, teacher = {}, offset = {}, hard = {}, smoothing = {}, at_target = {};
-};
-
-template <bool kReverse, bool kHard, typename V, typename S>
-inline V gradient(const Slopes<S>& slopes, V exp_b, V other, V hard) {
-  V g;
-  if constexpr (kReverse)
-    g = reverse_gradient(exp_b, slopes.student, other + slopes.offset);
-  else
-    g = exp_b * slopes.student - other * slopes.teacher;
-  if constexpr (kHard) g += hard * slopes.hard - slopes.smoothing;
-  return g;
 }
 
 template <bool kReverse, bool kHard, typename T>
@@ -188,8 +173,7 @@ class Rows {
         soft(a.hard_weight < 1),
         few(sizeof(T) == sizeof(float) && soft && a.classes <= kFew),
         inverse_temperature(static_cast<T>(1 / a.temperature)),
-        soft_scale((1 - a.hard_weight) * a.temperature * a.temperature /
-                   (a.batchmean ? static_cast<double>(a.rows) : 1)),
+        weights(a),
         hard_scale(!a.batchmean  ? a.hard_weight
                    : targets > 0 ? a.hard_weight / static_cast<double>(targets)
                                  : 0),
@@ -252,6 +236,16 @@ class Rows {
   }
   bool is_smooth() const { return a.hard_weight > 0 && a.label_smoothing > 0; }
 
+  Near near(int64_t at, int64_t n) const {
+    const void* const out = a.grad_student ? a.grad_student : a.student;
+    return Near(at, n, {{a.student, a.student_dtype}, {a.teacher, a.teacher_dtype}, {out, a.student_dtype}});
+  }
+  // The memory after a large row's tile.
+  Near next(int64_t tile) const {
+    const int64_t at = place(tile, 0) + size_of_tile(tile);
+    return count > 1 ? Near() : near(at, smaller(kTile, a.rows * a.classes - at));
+  }
+
   void read(const Shape& shape, int64_t tile, bool noisy, RowSums<T>* part) {
     const Scratch<T> to = scratch_of(tile, 0);
     const T *students[kRows], *teachers[kRows];
@@ -261,10 +255,7 @@ class Rows {
       if (soft) teachers[i] = as_wide(a.teacher, a.teacher_dtype, place(tile, i), shape.n, to.teacher + i * stride);
     }
     if (!noisy) return load_rows<Target::kClean>(shape, students, teachers, students[0], 0, to, part);
-    const void* const out = a.grad_student ? a.grad_student : a.student;
-    const Near near(place(tile, 0), shape.n,
-                    {{a.student, a.student_dtype}, {a.teacher, a.teacher_dtype}, {out, a.student_dtype}});
-    const T* const values = noise.draw(places, count, tile * kTile, near);
+    const T* const values = noise.draw(places, count, tile * kTile, near(place(tile, 0), shape.n));
     load_noisy(shape, students, teachers, values, noise.stride(), to, part);
   }
 
@@ -283,7 +274,7 @@ class Rows {
         logit_sum[i] += sum_row(to.student + i * stride, n, max) + max * static_cast<T>(n);
       }
       if (!soft || (a.hard_weight > 0 && scratch.hard != scratch.student)) hard_rows(shape, to, part);
-      if (soft) exp_rows<kReverse>(shape, to, inverse_temperature, part);
+      if (soft) exp_rows<kReverse>(shape, to, inverse_temperature, next(tile), part);
       if (soft && scratch.hard == scratch.student)
         for (int i = 0; i < count; ++i) part[i].hard = part[i].exp_b;
       if (tiles > 1) {
@@ -312,7 +303,8 @@ class Rows {
     const T of_a = sums.base(teacher_max[tile]) - sums.base(sums.teacher_max);
     slopes.student *= exponential(of_b * inverse_temperature);
     slopes.teacher *= exponential(of_a * inverse_temperature);
-    slopes.offset += (of_b - of_a) * inverse_temperature * static_cast<T>(1 / kLog2);
+    slopes.offset = zero_where_zero(slopes.student,
+                                    slopes.offset + (of_b - of_a) * inverse_temperature * static_cast<T>(1 / kLog2));
     slopes.hard *= exponential(of_b);
   }
 
@@ -381,35 +373,14 @@ class Rows {
     }
   }
 
-  // The losses of one row, or of as many as V has lanes, and the slopes of their gradients.
+  // Of one row, or of as many as V has lanes.
   template <bool kReverse, typename V>
   Slopes<V> finish(const RowSums<V>& sums, int i) {
     const auto of_rows = [i](const T* values) { return load<V>(values + i); };
-    const V weight = of_rows(hard_weight), scale = of_rows(upstream);
-    V log_ratio{}, kl{};
-    if (soft) {
-      log_ratio = sums.template log_ratio<kReverse>();
-      kl = sums.template kl<kReverse>(log_ratio);
-    }
-    V loss = kl * static_cast<T>(soft_scale);
-    const T smoothing = static_cast<T>(a.label_smoothing);
     Slopes<V> slopes;
-    if (a.hard_weight > 0) {
-      V ce = sums.nll(of_rows(at_target)) * (1 - smoothing);
-      if (smoothing > 0) ce += sums.nll(of_rows(logit_sum) / static_cast<T>(a.classes)) * smoothing;
-      loss += zero_where_zero(weight, weight * ce);
-      const V slope = weight * scale;
-      slopes.hard = zero_where_zero(weight, slope / sums.hard);
-      slopes.smoothing = slope * (smoothing / static_cast<T>(a.classes));
-      slopes.at_target = slope * (1 - smoothing);
-    }
-    store(row_loss + i, loss);
-    if (soft) {
-      const V slope = scale * static_cast<T>(soft_scale / a.temperature * (kReverse ? kLog2 : 1));
-      slopes.student = slope / sums.exp_b;
-      slopes.teacher = slope / sums.exp_a;
-      slopes.offset = (log_ratio - kl) * static_cast<T>(1 / kLog2);
-    }
+    store(row_loss + i,
+          PYKD_ISA::finish<kReverse>(sums, weights, of_rows(hard_weight), of_rows(upstream), of_rows(at_target),
+                                     of_rows(logit_sum) / static_cast<T>(a.classes), slopes));
     return slopes;
   }
 
@@ -434,7 +405,8 @@ class Rows {
   const bool soft;       // whether the teacher counts
   const bool few;
   const T inverse_temperature;
-  const double soft_scale, hard_scale;  // of a row's KL and cross-entropy
+  const Weights<T> weights;
+  const double hard_scale;  // of a row's cross-entropy
   Scratch<T> scratch;
   T *student_max = nullptr, *teacher_max = nullptr;  // of each tile, where there are several
   decltype(&load_rows<Target::kAdditive, T>) const load_noisy;

@@ -6,6 +6,7 @@
 
 #include "core/exponential.h"
 #include "core/perturb.h"
+#include "kernels/distillation_loss/distillation_loss.h"
 
 namespace pykd::PYKD_ISA {
 
@@ -42,11 +43,11 @@ struct RowSums {
   PYKD_HD void rebase(V new_student_max, V new_teacher_max, V inverse_temperature) {
     const V of_b = (base(student_max) - base(new_student_max)) * inverse_temperature;
     const V of_a = (base(teacher_max) - base(new_teacher_max)) * inverse_temperature;
-    const V weight = kReverse ? exp_b : exp_a;
-    const V moved = divergence + weight * (kReverse ? of_b - of_a : of_a - of_b);
-    divergence = zero_where_zero(weight, moved * exponential(kReverse ? of_b : of_a));
-    exp_b = zero_where_zero(exp_b, exp_b * exponential(of_b));
-    exp_a = zero_where_zero(exp_a, exp_a * exponential(of_a));
+    const V moved = divergence + (kReverse ? exp_b * (of_b - of_a) : exp_a * (of_a - of_b));
+    const V factor_b = exponential(of_b), factor_a = exponential(of_a);
+    exp_b = zero_where_zero(exp_b, exp_b * factor_b);
+    exp_a = zero_where_zero(exp_a, exp_a * factor_a);
+    divergence = zero_where_zero(kReverse ? exp_b : exp_a, moved * (kReverse ? factor_b : factor_a));
     hard = zero_where_zero(hard, hard * exponential(base(student_max) - base(new_student_max)));
     student_max = new_student_max;
     teacher_max = new_teacher_max;
@@ -81,5 +82,74 @@ struct RowSums {
   // -log softmax of a logit, at temperature 1.
   PYKD_HD V nll(V logit) const { return logarithm(hard) + (student_max - logit); }
 };
+
+// The gradient of a class: student * exp_b - teacher * exp_a         (reverse: student * exp_b * ((b - a) + offset))
+//                          + hard * exp(logit) - smoothing,  and - at_target at the target
+// a and b are in powers of two. The fourth argument is exp_a, or b - a.
+template <typename V>
+struct Slopes {
+  V student = {}, teacher = {}, offset = {}, hard = {}, smoothing = {}, at_target = {};
+};
+
+template <bool kReverse, bool kHard, typename V, typename S>
+PYKD_HD V gradient(const Slopes<S>& slopes, V exp_b, V other, V hard) {
+  V g;
+  if constexpr (kReverse)
+    g = reverse_gradient(exp_b, slopes.student, other + slopes.offset);
+  else
+    g = exp_b * slopes.student - other * slopes.teacher;
+  if constexpr (kHard) g += hard * slopes.hard - slopes.smoothing;
+  return g;
+}
+
+// What all rows share.
+template <typename T>
+struct Weights {
+  explicit Weights(const DistillationLoss& a)
+      : Weights(a, (1 - a.hard_weight) * a.temperature / (a.batchmean ? static_cast<double>(a.rows) : 1)) {}
+
+  bool soft, hard;   // whether the teacher, whether the target counts
+  T soft_scale;      // of a row's KL
+  T soft_slope;      // of its gradient, which divides by the temperature
+  T smoothing;       // label_smoothing
+  T smoothing_each;  // of each class
+
+ private:
+  Weights(const DistillationLoss& a, double slope)
+      : soft(a.hard_weight < 1),
+        hard(a.hard_weight > 0),
+        soft_scale(static_cast<T>(slope * a.temperature)),
+        soft_slope(static_cast<T>(slope)),
+        smoothing(static_cast<T>(a.label_smoothing)),
+        smoothing_each(static_cast<T>(a.label_smoothing / static_cast<double>(a.classes))) {}
+};
+
+// The loss of one row, or of as many as V has lanes, and the slopes of the gradient. hard_weight, the weight of the
+// cross-entropy, is 0 where the row is ignored; upstream is the loss's own gradient.
+template <bool kReverse, typename V, typename T>
+PYKD_HD V finish(const RowSums<V>& sums, const Weights<T>& weights, V hard_weight, V upstream, V at_target,
+                 V logit_mean, Slopes<V>& slopes) {
+  constexpr T kLog2 = T(0.69314718055994530942);
+  V loss{};
+  if (weights.soft) {
+    const V log_ratio = sums.template log_ratio<kReverse>(), kl = sums.template kl<kReverse>(log_ratio);
+    const V slope = upstream * (weights.soft_slope * (kReverse ? kLog2 : T(1)));
+    loss = kl * weights.soft_scale;
+    slopes.student = kl == kl ? slope / sums.exp_b : kl;
+    slopes.teacher = slope / sums.exp_a;
+    slopes.offset = (log_ratio - kl) * (1 / kLog2);
+  }
+  if (weights.hard) {
+    V ce{};
+    if (weights.smoothing < 1) ce = sums.nll(at_target) * (1 - weights.smoothing);
+    if (weights.smoothing > 0) ce += sums.nll(logit_mean) * weights.smoothing;
+    const V slope = hard_weight * upstream;
+    loss += zero_where_zero(hard_weight, hard_weight * ce);
+    slopes.hard = zero_where_zero(hard_weight, slope / sums.hard);
+    slopes.smoothing = slope * weights.smoothing_each;
+    slopes.at_target = slope * (1 - weights.smoothing);
+  }
+  return loss;
+}
 
 }  // namespace pykd::PYKD_ISA

@@ -4,152 +4,23 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
 
 #define PYKD_ISA test  // this file's own copy of core/philox.h, in vectors of four
-#include "core/cpu_isa.h"
+#include "core/kernel_test.h"
 #include "core/philox.h"
 #include "core/total.h"
 #include "kernels/logit_regression/logit_regression.h"
 
-#if defined(__x86_64__)
-namespace pykd::baseline {
-void logit_regression_cpu(const LogitRegression& args, int64_t row_begin, int64_t row_end);
-}
-namespace pykd::avx2 {
-void logit_regression_cpu(const LogitRegression& args, int64_t row_begin, int64_t row_end);
-}
-namespace pykd::avx512 {
-void logit_regression_cpu(const LogitRegression& args, int64_t row_begin, int64_t row_end);
-}
-#endif
+PYKD_DECLARE_LEVELS(logit_regression_cpu, (const LogitRegression& args, int64_t row_begin, int64_t row_end))
 
 namespace {
 
+using namespace pykd::testing;
 using pykd::DType;
 using pykd::LogitRegression;
-
-int passed = 0, failed = 0;
-
-void check(bool ok, const std::string& what) {
-  (ok ? passed : failed)++;
-  if (!ok) std::printf("FAILED: %s\n", what.c_str());
-}
-
-// ---- the definition ------------------------------------------------------------------------------------------------
-
-using Words = std::array<uint32_t, 4>;
-
-Words philox(Words counter, uint64_t seed) {
-  std::array<uint32_t, 2> key = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t{0xD2511F53} * counter[0], p1 = uint64_t{0xCD9E8D57} * counter[2];
-    counter = {static_cast<uint32_t>(p1 >> 32) ^ counter[1] ^ key[0], static_cast<uint32_t>(p1),
-               static_cast<uint32_t>(p0 >> 32) ^ counter[3] ^ key[1], static_cast<uint32_t>(p0)};
-    key[0] += 0x9E3779B9;
-    key[1] += 0xBB67AE85;
-  }
-  return counter;
-}
-
-Words draw(uint64_t seed, uint64_t row, uint64_t index, uint32_t stream) {
-  return philox({static_cast<uint32_t>(index), stream, static_cast<uint32_t>(row), static_cast<uint32_t>(row >> 32)},
-                seed);
-}
-
-std::array<double, 2> normals(uint32_t word) {
-  const double pi = std::acos(-1.0);
-  const double uniform = (2.0 * (word >> 12) + 1) / (1 << 21), sign = word >> 11 & 1 ? -1 : 1;
-  const double angle = (2.0 * (word & 0x7FF) - 2047) / 2048 * pi / 2, radius = std::sqrt(-2 * std::log(uniform));
-  return {sign * radius * std::cos(angle), sign * radius * std::sin(angle)};
-}
-
-struct RowNoise {
-  bool selected = false;  // by any teacher
-  std::vector<double> noise;
-};
-
-RowNoise noise_of(const pykd::Noise& n, int64_t row, int64_t classes) {
-  RowNoise result{false, std::vector<double>(static_cast<size_t>(classes))};
-  if (n.sigma == 0) return result;
-  const uint64_t seed = static_cast<uint64_t>(*n.seed), global = static_cast<uint64_t>(n.row_offset + row);
-  for (uint32_t k = 0; k < n.n_teachers; ++k) {
-    const Words whole = draw(seed, global, 0, k | 1u << 31);
-    if (whole[0] >= n.threshold) continue;
-    result.selected = true;
-    for (int64_t c = 0; c < classes; ++c) {
-      const uint32_t word =
-          n.per_sample ? whole[1] : draw(seed, global, static_cast<uint64_t>(c / 8), k)[static_cast<size_t>(c % 8 / 2)];
-      const size_t which = n.per_sample ? 0 : static_cast<size_t>(c % 2);
-      result.noise[static_cast<size_t>(c)] += n.sigma / static_cast<double>(n.n_teachers) * normals(word)[which];
-    }
-  }
-  return result;
-}
-
-// ---- buffers -------------------------------------------------------------------------------------------------------
-
-size_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
-
-// Elements of one dtype between sentinels; filled with ones, which is a NaN.
-class Buffer {
- public:
-  Buffer(DType dtype, int64_t count, int64_t offset = 0)
-      : dtype(dtype),
-        begin(kSentinel + static_cast<size_t>(offset) * size_of(dtype)),
-        end(begin + static_cast<size_t>(count) * size_of(dtype)),
-        bytes(end + kSentinel, kMark) {
-    std::memset(data(), 0xFF, end - begin);
-  }
-
-  unsigned char* data() { return bytes.data() + begin; }
-  bool operator==(const Buffer& other) const { return bytes == other.bytes; }
-
-  double get(int64_t i) const {
-    const unsigned char* from = bytes.data() + begin + static_cast<size_t>(i) * size_of(dtype);
-    const auto as = [from]<typename T>(T value) {
-      std::memcpy(&value, from, sizeof value);
-      return value;
-    };
-    switch (dtype) {
-      case DType::kFloat64: return as(double{});
-      case DType::kFloat32: return static_cast<double>(as(float{}));
-      case DType::kFloat16: return static_cast<double>(as(pykd::Half{}));
-      case DType::kBFloat16: break;
-    }
-    return static_cast<double>(__builtin_bit_cast(float, static_cast<uint32_t>(as(uint16_t{})) << 16));
-  }
-
-  void set(int64_t i, double value) {  // bfloat16: towards zero
-    const auto as = [&](auto rounded) {
-      std::memcpy(data() + static_cast<size_t>(i) * size_of(dtype), &rounded, sizeof rounded);
-    };
-    switch (dtype) {
-      case DType::kFloat64: return as(value);
-      case DType::kFloat32: return as(static_cast<float>(value));
-      case DType::kFloat16: return as(static_cast<pykd::Half>(value));
-      case DType::kBFloat16: break;
-    }
-    as(static_cast<uint16_t>(__builtin_bit_cast(uint32_t, static_cast<float>(value)) >> 16));
-  }
-
-  bool intact() const {
-    const auto marked = [](unsigned char byte) { return byte == kMark; };
-    return std::all_of(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(begin), marked) &&
-           std::all_of(bytes.begin() + static_cast<std::ptrdiff_t>(end), bytes.end(), marked);
-  }
-
- private:
-  static constexpr size_t kSentinel = 64;
-  static constexpr unsigned char kMark = 0xA5;
-  DType dtype;
-  size_t begin, end;
-  std::vector<unsigned char> bytes;
-};
 
 // ---- one problem ---------------------------------------------------------------------------------------------------
 
@@ -169,27 +40,24 @@ struct Case {
   int64_t offset = 0;  // elements from a well aligned address to the logits'
 
   std::string name() const {
-    std::string s;
-    const auto add = [&s](const char* what, auto value) { s += std::string(" ") + what + " " + std::to_string(value); };
-    add("rows", rows);
-    add("classes", classes);
-    add("student", static_cast<int>(student));
-    add("teacher", static_cast<int>(teacher));
-    add("per_sample", per_sample);
-    add("additive", additive);
-    add("n_teachers", n_teachers);
-    add("sigma", sigma);
-    add("alpha", alpha);
-    add("row_offset", row_offset);
-    add("row_loss", wants_row_loss);
-    add("loss", wants_loss);
-    add("grad", wants_grad);
-    add("accumulate", accumulate);
-    add("in_place", in_place);
-    add("grad_loss", static_cast<int>(grad_loss));
-    add("batchmean", batchmean);
-    add("offset", offset);
-    return s;
+    return described({{"rows", rows},
+                      {"classes", classes},
+                      {"student", static_cast<int>(student)},
+                      {"teacher", static_cast<int>(teacher)},
+                      {"per_sample", per_sample},
+                      {"additive", additive},
+                      {"n_teachers", n_teachers},
+                      {"sigma", sigma},
+                      {"alpha", alpha},
+                      {"row_offset", row_offset},
+                      {"row_loss", wants_row_loss},
+                      {"loss", wants_loss},
+                      {"grad", wants_grad},
+                      {"accumulate", accumulate},
+                      {"in_place", in_place},
+                      {"grad_loss", static_cast<int>(grad_loss)},
+                      {"batchmean", batchmean},
+                      {"offset", offset}});
   }
 };
 
@@ -198,11 +66,15 @@ struct Kernel {
   void (*run)(const LogitRegression& args);
 };
 
+void add_up(const LogitRegression& args) {
+  if (args.loss)
+    pykd::total_cpu(args.row_loss, loss_dtype_of(args.student_dtype), args.rows, args.loss_scale, args.loss);
+}
+
 template <void (*kCpu)(const LogitRegression&, int64_t, int64_t)>
 void run_cpu(const LogitRegression& args) {
   kCpu(args, 0, args.rows);
-  if (args.loss) pykd::total_cpu(args.row_loss, args.student_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32, args.rows,
-                                args.loss_scale, args.loss);
+  add_up(args);
 }
 
 void run_rows_apart(const LogitRegression& args) {
@@ -211,8 +83,7 @@ void run_rows_apart(const LogitRegression& args) {
     pykd::logit_regression_cpu(args, begin, end);
     begin = end;
   }
-  if (args.loss) pykd::total_cpu(args.row_loss, args.student_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32, args.rows,
-                                args.loss_scale, args.loss);
+  add_up(args);
 }
 
 void run_cuda(const LogitRegression& args) {
@@ -224,11 +95,7 @@ void run_cuda(const LogitRegression& args) {
 
 std::vector<Kernel> kernels() {
   std::vector<Kernel> all = {{"cpu", run_cpu<pykd::logit_regression_cpu>}, {"cpu, rows apart", run_rows_apart}};
-#if defined(__x86_64__)
-  all.push_back({"baseline", run_cpu<pykd::baseline::logit_regression_cpu>});
-  if (pykd::cpu_isa() >= pykd::CpuIsa::kAvx2) all.push_back({"avx2", run_cpu<pykd::avx2::logit_regression_cpu>});
-  if (pykd::cpu_isa() >= pykd::CpuIsa::kAvx512) all.push_back({"avx512", run_cpu<pykd::avx512::logit_regression_cpu>});
-#endif
+  PYKD_ADD_LEVELS(all, run_cpu, logit_regression_cpu);
   all.push_back({"cuda", run_cuda});
   return all;
 }
@@ -238,7 +105,7 @@ constexpr int64_t kSeed = -0x123456789ABCDEF;
 struct Problem {
   explicit Problem(const Case& c)
       : c(c),
-        loss_dtype(c.student == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32),
+        loss_dtype(loss_dtype_of(c.student)),
         student(c.student, c.rows * c.classes, c.offset),
         teacher(c.teacher, c.rows * c.classes, c.offset),
         grad(c.student, c.wants_grad ? c.rows * c.classes : 0, c.offset),
@@ -287,17 +154,6 @@ struct Problem {
   DType loss_dtype;
   Buffer student, teacher, grad, grad_loss, row_loss, loss;
 };
-
-// Unit roundoff of a value kept as dtype.
-double roundoff(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64: return 0x1p-53;
-    case DType::kFloat32: return 0x1p-24;
-    case DType::kFloat16: return 0x1p-11;
-    case DType::kBFloat16: break;
-  }
-  return 0x1p-8;
-}
 
 // Every kernel on one problem, against the definition.
 void run(const Case& c) {
@@ -389,17 +245,6 @@ void test_philox() {
     check(same_vector, "Philox in vectors");
   }
 }
-
-const std::array<std::array<DType, 2>, 10> kDTypes = {{{DType::kFloat32, DType::kFloat32},
-                                                       {DType::kFloat64, DType::kFloat64},
-                                                       {DType::kFloat16, DType::kFloat16},
-                                                       {DType::kBFloat16, DType::kBFloat16},
-                                                       {DType::kFloat32, DType::kFloat16},
-                                                       {DType::kFloat32, DType::kBFloat16},
-                                                       {DType::kFloat16, DType::kFloat32},
-                                                       {DType::kFloat16, DType::kBFloat16},
-                                                       {DType::kBFloat16, DType::kFloat32},
-                                                       {DType::kBFloat16, DType::kFloat16}}};
 
 // Every pair of dtypes with every kind of noise.
 void test_dtypes() {
@@ -524,6 +369,5 @@ int main() {
   test_rows_stand_alone();
   test_clean_rows_are_clean();
   test_no_rows();
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed != 0;
+  return report();
 }

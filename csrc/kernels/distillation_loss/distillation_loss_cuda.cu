@@ -1,0 +1,402 @@
+#include "core/cuda.h"
+#include "core/cuda_rows.h"
+#include "kernels/distillation_loss/distillation_loss.h"
+#include "kernels/distillation_loss/distillation_loss_math.h"
+
+// A row belongs to one block, or to a part of one. Its threads read their packs, perturb them and keep them in shared
+// memory; each sums up its own from its own maxima; the sums are brought to the row's maxima and added; the gradient is
+// made of what was kept. Where a row exceeds shared memory, its last packs are kept and the others, which L2 still
+// holds, are read once more and their noise is drawn once more: of 32000 classes in float32 an eighth.
+//
+// The floor is memory: a float32 logit moves 12 bytes (student, teacher, gradient), one of two bytes 6. While an H200
+// (4.8 TB/s; 132 SMs of 128 lanes at 1.75 GHz) moves them it has 74 instruction slots a float32 logit and 37 a two-byte
+// one.
+namespace pykd::cuda {
+namespace {
+
+constexpr double kLog2 = 0.69314718055994530942;
+constexpr int64_t kRowsCounted = 1024;  // targets that each block counts for itself; more are counted beforehand
+constexpr int64_t kRowsOfCount = 4096;  // targets of a block that counts beforehand
+constexpr int64_t kMostCounts = 128;    // such blocks
+constexpr int kMaxima = 2, kSums = 6;   // of a row
+constexpr int kSharedOfSums = kSums * kMostWarps * sizeof(double);
+constexpr int kSharedAnyway = (48 << 10) - kSharedOfSums;  // more shared memory a launch has to ask for
+
+struct Plan : RowPlan {
+  explicit Plan(const DistillationLoss& a)
+      : RowPlan(a.rows, a.classes, logits_of_pack(a.student_dtype, a.teacher_dtype), a.noise, kThreadsAlone, a.classes,
+                true),
+        slots(static_cast<int>((packs - 1) / lanes() + 1)) {
+    const unsigned bytes = a.student_dtype == DType::kFloat64 ? 8 : 4;
+    slot_bytes = logits_of_pack(a.student_dtype, a.teacher_dtype) * static_cast<int>(bytes_of(a.student_dtype) + bytes);
+    // In how many parts a row is summed up must not depend on the rows beside it: a block alone takes fewer at a time.
+    if (shared_bytes() > kSharedAnyway && threads > least_threads()) {
+      threads = least_threads();
+      groups = (a.rows + rows_of_block() - 1) / rows_of_block();
+    }
+    if (!a.batchmean || a.hard_weight == 0 || a.rows <= kRowsCounted) return;
+    const int64_t wanted = (a.rows + kRowsOfCount - 1) / kRowsOfCount;
+    counts = static_cast<unsigned>(wanted < kMostCounts ? wanted : kMostCounts);
+  }
+
+  bool needs_partials(const DistillationLoss& a) const { return blocks > 1 && a.loss; }
+  int64_t shared_bytes() const { return int64_t{threads} * slots * slot_bytes; }
+
+  int slots;            // packs of a row that a thread keeps
+  int slot_bytes;       // of one
+  unsigned counts = 0;  // blocks that count targets; 0: each block counts them, where they matter
+};
+
+// The packs that a thread keeps: students as they are, targets as they are computed. Neighbours lie side by side.
+template <typename T, typename Student, int kPack>
+class Kept {
+ public:
+  __device__ Kept(unsigned char* shared, int slots)
+      : shared(shared), targets_from(slots * threads() * static_cast<int>(sizeof(Students))) {}
+
+  __device__ void put(int slot, const Pack<Student, kPack>& logits, const T (&targets)[kPack]) const {
+    *reinterpret_cast<Access<Students>*>(students(slot)) = whole_of(logits);
+    PYKD_UNROLL for (int part = 0; part < kParts; ++part) {
+      Targets some;
+      for (int j = 0; j < kPart; ++j) some.logit[j] = targets[part * kPart + j];
+      *reinterpret_cast<uint4*>(targets_of(slot, part)) = whole_of(some);
+    }
+  }
+
+  __device__ void get(int slot, T (&logits)[kPack], T (&targets)[kPack]) const {
+    Students whole;
+    read_whole(students(slot), whole);
+    for (int j = 0; j < kPack; ++j) logits[j] = widen(whole.logit[j]);
+    PYKD_UNROLL for (int part = 0; part < kParts; ++part) {
+      Targets some;
+      read_whole(targets_of(slot, part), some);
+      for (int j = 0; j < kPart; ++j) targets[part * kPart + j] = some.logit[j];
+    }
+  }
+
+ private:
+  static constexpr int kPart = 16 / sizeof(T), kParts = kPack / kPart;
+  using Students = Pack<Student, kPack>;
+  using Targets = Pack<T, kPart>;
+
+  __device__ static int threads() { return static_cast<int>(blockDim.x); }
+  __device__ static int thread() { return static_cast<int>(threadIdx.x); }
+  __device__ unsigned char* students(int slot) const {
+    return shared + (slot * threads() + thread()) * static_cast<int>(sizeof(Students));
+  }
+  __device__ unsigned char* targets_of(int slot, int part) const {
+    return shared + targets_from + ((slot * kParts + part) * threads() + thread()) * static_cast<int>(sizeof(Targets));
+  }
+
+  unsigned char* const shared;
+  const int targets_from;
+};
+
+// One thread's share of one row.
+template <typename T, typename Student, typename Teacher, bool kVectors, bool kReverse>
+class Row {
+ public:
+  static constexpr int kPack = logits_of_pack(sizeof(Student), sizeof(Teacher));
+  using ThreadKept = Kept<T, Student, kPack>;
+
+  __device__ Row(const DistillationLoss& args, const Plan& plan, const Weights<T>& weights, unsigned char* shared,
+                 int64_t row)
+      : a(args),
+        plan(plan),
+        weights(weights),
+        row(row),
+        inverse_temperature(T(1) / static_cast<T>(args.temperature)),
+        slope(inverse_temperature * static_cast<T>(1 / kLog2)),
+        lane(static_cast<int>(threadIdx.x) & (plan.lanes() - 1)),
+        at{row, args.classes},
+        noise(args.noise, plan, row),
+        kept(shared, plan.slots) {
+    const int wanted = (packs() - 1) / plan.lanes() + 1;
+    parts = (wanted + plan.slots - 1) / plan.slots;
+    first = wanted - (parts - 1) * plan.slots;
+  }
+
+  // The sums of this thread's packs.
+  __device__ void sum() {
+    find_target();
+    for (int part = 0; part < parts; ++part) {
+      load(part);
+      add(part);
+    }
+  }
+
+  // The sums of the row, for all of its threads. Those of the block without a row take part.
+  __device__ void combine(double (*shared)[kMostWarps]) {
+    T maxima[kMaxima] = {sums.student_max, sums.teacher_max};
+    max_over(plan.lanes(), maxima, shared);
+    sums.template rebase<kReverse>(maxima[0], maxima[1], inverse_temperature);
+    T values[kSums] = {sums.exp_b, sums.exp_a, sums.divergence, sums.hard, at_target, logit_mean};
+    sum_over(plan.lanes(), values, shared);
+    sums.exp_b = values[0];
+    sums.exp_a = values[1];
+    sums.divergence = values[2];
+    sums.hard = values[3];
+    at_target = values[4];
+    logit_mean = values[5];
+  }
+
+  // The row's loss.
+  __device__ T finish(T hard_scale) {
+    const T upstream = a.grad_loss ? static_cast<const T*>(a.grad_loss)[row * a.grad_loss_stride] : T(1);
+    const T loss =
+        cuda::finish<kReverse>(sums, weights, is_hard ? hard_scale : T(0), upstream, at_target, logit_mean, slopes);
+    if (!is_wrong) return loss;
+    return slopes.hard = static_cast<T>(__builtin_nanf(""));
+  }
+
+  __device__ void write_gradient() {
+    for (int part = parts; part-- > 0;) {
+      if (part + 1 < parts) load(part);
+      if (is_hard)
+        write_gradient<true>(part);
+      else
+        write_gradient<false>(part);
+    }
+  }
+
+ private:
+  struct Packs {
+    Pack<Student, kPack> student;
+    Pack<Teacher, kPack> teacher;
+  };
+
+  // A row goes through shared memory in parts, the first of which holds what does not fill one.
+  __device__ int packs() const { return static_cast<int>(plan.packs); }
+  __device__ int begin(int part) const {
+    return (part == 0 ? 0 : first + (part - 1) * plan.slots) * plan.lanes() + lane;
+  }
+  __device__ int end(int part) const {
+    const int whole = (first + part * plan.slots) * plan.lanes();
+    return whole < packs() ? whole : packs();
+  }
+
+  // Its logit is read by the thread that overwrites it, where the gradient lies in place.
+  __device__ void find_target() {
+    if (!weights.hard) return;
+    const int64_t target = a.target[row];
+    is_hard = target != a.ignore_index;
+    is_wrong = is_hard && (target < 0 || target >= a.classes);
+    if (!is_hard || is_wrong) return;
+    target_pack = static_cast<int>(target / kPack);
+    target_place = static_cast<int>(target % kPack);
+    if ((target_pack & (plan.lanes() - 1)) == lane)
+      at_target = widen(static_cast<const Student*>(a.student)[row * a.classes + target]);
+  }
+
+  // Reads a part, perturbs and keeps it, and finds its maxima.
+  __device__ void load(int part) {
+    student_max = teacher_max = -__builtin_inff();
+    int slot = 0;
+    stream<1, Packs>(
+        begin(part), end(part), plan.lanes(),
+        [&](int pack, Packs& to) {
+          at.read(a.student, pack, to.student);
+          if (weights.soft) at.read(a.teacher, pack, to.teacher);
+        },
+        [&] {
+          if (part == 0 && weights.soft) noise.draw();
+        },
+        [&](int pack, Packs& packs) {
+          T targets[kPack];
+          noise.perturb(pack, packs.teacher, targets);
+          for (int j = 0; j < kPack; ++j) {
+            if (!at.inside(pack, j)) {
+              narrow(T(-__builtin_inff()), packs.student.logit[j]);
+              targets[j] = -__builtin_inff();
+            }
+            student_max = larger(student_max, widen(packs.student.logit[j]));
+            teacher_max = larger(teacher_max, targets[j]);
+          }
+          kept.put(slot++, packs.student, targets);
+        });
+  }
+
+  // Adds up the part that was loaded.
+  __device__ void add(int part) {
+    RowSums<T> more;
+    more.student_max = larger(sums.student_max, student_max);
+    more.teacher_max = larger(sums.teacher_max, teacher_max);
+    if (part > 0) sums.template rebase<kReverse>(more.student_max, more.teacher_max, inverse_temperature);
+    const T student_base = sums.base(more.student_max), teacher_base = sums.base(more.teacher_max);
+    int slot = 0;
+    for (int pack = begin(part); pack < end(part); pack += plan.lanes(), ++slot) {
+      T logits[kPack], targets[kPack];
+      kept.get(slot, logits, targets);
+      for (int j = 0; j < kPack; ++j) {
+        const T of_max = logits[j] - student_base, b = of_max * slope, a2 = (targets[j] - teacher_base) * slope;
+        const T exp_b = exponential2(b), exp_a = exponential2(a2);
+        more.exp_b += exp_b;
+        more.exp_a += exp_a;
+        more.divergence += divergence_term<kReverse>(exp_a, exp_b, a2, b);
+        if (is_hard) more.hard += exponential2(of_max * static_cast<T>(1 / kLog2));
+      }
+      if (is_hard && weights.smoothing > 0)
+        for (int j = 0; j < kPack; ++j)
+          if (at.inside(pack, j)) logit_mean += logits[j] / static_cast<T>(a.classes);
+    }
+    sums.student_max = more.student_max;
+    sums.teacher_max = more.teacher_max;
+    sums.exp_b += more.exp_b;
+    sums.exp_a += more.exp_a;
+    sums.divergence += more.divergence * static_cast<T>(kLog2);
+    sums.hard += more.hard;
+  }
+
+  // Of the part that is kept.
+  template <bool kHard>
+  __device__ void write_gradient(int part) const {
+    const T student_base = sums.base(sums.student_max), teacher_base = sums.base(sums.teacher_max);
+    int slot = 0;
+    for (int pack = begin(part); pack < end(part); pack += plan.lanes(), ++slot) {
+      T logits[kPack], targets[kPack];
+      kept.get(slot, logits, targets);
+      Pack<Student, kPack> grad = {};
+      if (a.accumulate) at.read(a.grad_student, pack, grad);
+      const int hit = kHard && pack == target_pack ? target_place : -1;
+      for (int j = 0; j < kPack; ++j) {
+        const T of_max = logits[j] - student_base, b = of_max * slope, a2 = (targets[j] - teacher_base) * slope;
+        const T other = kReverse ? b - a2 : exponential2(a2),
+                hard = kHard ? exponential2(of_max * static_cast<T>(1 / kLog2)) : T(0);
+        T g = gradient<kReverse, kHard>(slopes, exponential2(b), other, hard);
+        if (kHard && j == hit) g -= slopes.at_target;
+        narrow(g + widen(grad.logit[j]), grad.logit[j]);
+      }
+      at.write(grad, a.grad_student, pack);
+    }
+  }
+
+  const DistillationLoss& a;
+  const Plan& plan;
+  const Weights<T>& weights;
+  const int64_t row;
+  const T inverse_temperature, slope;  // of logits; of powers of two
+  const int lane;
+  const RowPacks<kPack, kVectors> at;
+  ThreadNoise<T, kPack> noise;
+  const ThreadKept kept;
+  int parts, first;  // parts of the row, and packs of a thread in the first of them
+  int target_pack = -1, target_place = 0;
+  bool is_hard = false, is_wrong = false;  // whether the row has a target, and whether it is no class
+  T student_max, teacher_max;              // of the part at hand
+  RowSums<T> sums;
+  T at_target = 0, logit_mean = 0;
+  Slopes<T> slopes;
+};
+
+// This thread's share of the targets in [row_begin, row_end) that are not ignored.
+__device__ double count(const DistillationLoss& a, int64_t row_begin, int64_t row_end) {
+  double counted = 0;
+  for (int64_t row = row_begin + threadIdx.x; row < row_end; row += blockDim.x)
+    counted += a.target[row] != a.ignore_index;
+  return counted;
+}
+
+__global__ void __launch_bounds__(kThreadsAlone) count_targets(DistillationLoss a, double* counts) {
+  __shared__ double shared[1][kMostWarps];
+  const int64_t rows = (a.rows + gridDim.x - 1) / gridDim.x, begin = blockIdx.x * rows;
+  const double counted = count(a, begin, begin + rows < a.rows ? begin + rows : a.rows);
+  const double total = sum_over(kThreadsAlone, counted, shared);
+  if (threadIdx.x == 0) counts[blockIdx.x] = total;
+}
+
+// The weight of a row's cross-entropy.
+template <typename T>
+__device__ T hard_scale(const DistillationLoss& a, const Plan& plan, const double* counts,
+                        double (*shared)[kMostWarps]) {
+  const T weight = static_cast<T>(a.hard_weight);
+  if (a.hard_weight == 0 || !a.batchmean) return weight;
+  double counted = plan.counts == 0 ? count(a, 0, a.rows) : 0;
+  for (unsigned i = threadIdx.x; i < plan.counts; i += blockDim.x) counted += counts[i];
+  const T targets = static_cast<T>(sum_over(plan.threads, counted, shared));
+  return targets > 0 ? weight / targets : T(0);
+}
+
+// partials[b]: the losses of block b's rows, unless it is the only block.
+template <typename T, typename Student, typename Teacher, bool kVectors, bool kReverse>
+__global__ void __launch_bounds__(kThreadsAlone)
+    rows(DistillationLoss a, Plan plan, Weights<T> weights, const double* counts, double* partials) {
+  __shared__ double shared[kSums][kMostWarps];
+  PYKD_DYNAMIC_SHARED(unsigned char, kept);
+  const T hard = hard_scale<T>(a, plan, counts, shared);
+  double total = 0;
+  for (int64_t group = blockIdx.x; group < plan.groups; group += gridDim.x) {
+    const int64_t row = group * plan.rows_of_block() + (threadIdx.x >> plan.log2_lanes);
+    Row<T, Student, Teacher, kVectors, kReverse> thread(a, plan, weights, kept, row);
+    if (row < a.rows) thread.sum();
+    thread.combine(shared);
+    if (row >= a.rows) continue;
+    const T loss = thread.finish(hard);
+    if (a.grad_student) thread.write_gradient();
+    if ((threadIdx.x & (plan.lanes() - 1)) > 0) continue;
+    total += loss;
+    if (a.row_loss) static_cast<T*>(a.row_loss)[row] = loss;
+  }
+  if (!a.loss) return;
+  total = sum_over(plan.threads, total, shared);
+  if (threadIdx.x > 0) return;
+  if (gridDim.x == 1)
+    *static_cast<T*>(a.loss) = static_cast<T>(total);
+  else
+    partials[blockIdx.x] = total;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreadsAlone) finish(T* loss, const double* partials, unsigned blocks) {
+  __shared__ double shared[1][kMostWarps];
+  const double total = sum_partials(partials, blocks, shared);
+  if (threadIdx.x == 0) *loss = static_cast<T>(total);
+}
+
+template <typename T, typename Student, typename Teacher>
+CudaStatus launch(const DistillationLoss& a, void* workspace, CUstream_st* stream) {
+  constexpr int kPack = logits_of_pack(sizeof(Student), sizeof(Teacher));
+  const bool vectors = a.classes % kPack == 0 && is_aligned<Student, kPack>(a.student) &&
+                       is_aligned<Teacher, kPack>(a.teacher) && is_aligned<Student, kPack>(a.grad_student);
+  const auto kernel =
+      vectors ? (a.reverse ? rows<T, Student, Teacher, true, true> : rows<T, Student, Teacher, true, false>)
+              : (a.reverse ? rows<T, Student, Teacher, false, true> : rows<T, Student, Teacher, false, false>);
+  Plan plan(a);
+  if (plan.packs > INT32_MAX / 2) return cudaErrorInvalidValue;
+  const unsigned threads = static_cast<unsigned>(plan.threads);
+  if (plan.shared_bytes() > kSharedAnyway) {
+    int device, most;
+    if (const CudaStatus status = cudaGetDevice(&device)) return status;
+    if (const CudaStatus status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device))
+      return status;
+    most -= kSharedOfSums;
+    if (const CudaStatus status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most))
+      return status;
+    const int slots = most / (plan.threads * plan.slot_bytes);
+    if (plan.slots > slots) plan.slots = slots;
+  }
+  double *const counts = static_cast<double*>(workspace), *const partials = counts + plan.counts;
+  if (plan.counts > 0) PYKD_LAUNCH(plan.counts, kThreadsAlone, 0, stream, count_targets)(a, counts);
+  PYKD_LAUNCH(plan.blocks, threads, static_cast<size_t>(plan.shared_bytes()), stream, (*kernel))
+  (a, plan, Weights<T>(a), counts, partials);
+  if (plan.needs_partials(a))
+    PYKD_LAUNCH(1u, kThreadsAlone, 0, stream, finish<T>)(static_cast<T*>(a.loss), partials, plan.blocks);
+  return cudaGetLastError();
+}
+
+}  // namespace
+}  // namespace pykd::cuda
+
+namespace pykd {
+
+int64_t distillation_loss_workspace_bytes_cuda(const DistillationLoss& args) {
+  const cuda::Plan plan(args);
+  return static_cast<int64_t>((plan.counts + (plan.needs_partials(args) ? plan.blocks : 0)) * sizeof(double));
+}
+
+CudaStatus distillation_loss_cuda(const DistillationLoss& args, void* workspace, CUstream_st* stream) {
+  return cuda::with_dtypes(args.student_dtype, args.teacher_dtype, [&](auto computed, auto student, auto teacher) {
+    return cuda::launch<decltype(computed), decltype(student), decltype(teacher)>(args, workspace, stream);
+  });
+}
+
+}  // namespace pykd
