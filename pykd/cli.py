@@ -189,6 +189,7 @@ def compare(
 ) -> None:
     """Run recipes with several seeds and settings: one table with mean and sample standard deviation."""
     runs = _grid(recipe, grid or [], assignments or [], seeds)
+    _check_methods(runs)
     out = _grid_folder(f"compare-{recipes.recipe_name(recipe[0])}", out, resume)
 
     def write(finished: Finished) -> str:
@@ -237,13 +238,15 @@ def reproduce(
     def plan(out: Path) -> list[tuple[str, Config]]:
         return experiments.runs(paper, data, changes, seeds=seeds or (2 if quick else 5), out=out, quick=quick)
 
-    plan(Path())  # mistakes are told before a folder is looked for
-    out = _grid_folder(f"reproduce-{paper}", out, resume)
+    _check_methods(plan(Path()))  # mistakes are told before a folder is looked for
+    out = _grid_folder(f"reproduce-{paper}", out, resume).resolve()
+    if not quick and (seeds or 5) < experiments.TEACHERS:
+        typer.echo(f"variants with several teachers are left out: they need {experiments.TEACHERS} seeds", err=True)
 
     def write(finished: Finished) -> str:
         variant, (first, *_) = next(iter(finished.items()))
         environment = json.loads((out / variant / f"seed-{first['seed']}" / "environment.json").read_bytes())
-        record = experiments.record(paper, finished, quick=quick, environment=environment)
+        record = experiments.record(paper, finished, changes=changes, quick=quick, environment=environment)
         return _write_table(out / "reproduce", experiments.markdown(record), record)
 
     _run_all(
@@ -337,15 +340,15 @@ def _run_all(
 
     A variant of which no run may fail, as others need them, is named in ``needed``.
     """
-    finished: dict[str, list[dict[str, Any]]] = {}
+    summaries = [_finished(out / variant / f"seed-{config.seed}", config) for variant, config in runs]
     failures = []
     text = ""
-    for number, (variant, config) in enumerate(runs, 1):
+    for number, (variant, config) in enumerate(runs):
         folder = out / variant / f"seed-{config.seed}"
         if _is_main_process():
-            typer.echo(f"[{number}/{len(runs)}] {folder}", err=True)
+            typer.echo(f"[{number + 1}/{len(runs)}] {folder}", err=True)
         try:
-            summary = _finished(folder, config) or _distill(config, folder, resume=resume, device=device).summary
+            summaries[number] = summaries[number] or _distill(config, folder, resume=resume, device=device).summary
         except (ConfigError, Interrupted):
             raise
         except PykdError as error:
@@ -354,12 +357,23 @@ def _run_all(
             failures.append(str(error))
             typer.echo(f"pykd: {error}", err=True)
             continue
-        finished.setdefault(variant, []).append({"seed": config.seed, **summary})
+        finished: dict[str, list[dict[str, Any]]] = {}
+        for (name, each), summary in zip(runs, summaries, strict=True):
+            if summary:
+                finished.setdefault(name, []).append({"seed": each.seed, **summary})
         if _is_main_process():
             text = write(finished)
     typer.echo(text, nl=False)
     if failures:
         raise PykdError(f"{len(failures)} of {len(runs)} runs failed, the first: {failures[0]}")
+
+
+def _check_methods(runs: Sequence[tuple[str, Config]]) -> None:
+    """Raises for a method that no run could have, before the first one starts."""
+    from pykd.methods import METHODS
+
+    for _, config in runs:
+        _method(config, METHODS)
 
 
 def _is_main_process() -> bool:

@@ -19,8 +19,13 @@ CONFIDENCE = 0.95
 READING = """\
 Mean and sample standard deviation over n seeds. The runs of a seed share teacher, initial weights, batches and held-out
 rows, so they are compared in pairs: in brackets the 95 % interval (Student's t) of the mean difference, which one seed
-does not give; of twenty such intervals one misses by chance. The best noisy teacher is chosen on the held-out rows.
-Several teachers are a seed's own and those of two other seeds."""
+does not give; of twenty such intervals one misses by chance. A relative interval takes the mean error it divides by as
+exact. The best noisy teacher is chosen on the held-out rows; its interval does not know that it was chosen.
+Several teachers are a seed's own and those of two other seeds. Those were trained on rows that this seed holds out, so
+that together they have seen more data than one teacher, and the held-out errors of these rows are too low; and as
+seeds share them, the intervals of these rows are too narrow."""
+# What the variants set; a user's own value would be lost, or change what a row says it is.
+RESERVED = ("method", "baselines", "teacher.weights", "more_teachers", "student.dropout", "data.name", "seed")
 
 
 @dataclass(frozen=True)
@@ -150,12 +155,18 @@ def runs(
         quick: few variants with a tenth of the epochs.
 
     Raises:
-        ConfigError: unknown paper, data set without a recipe, key or value.
+        ConfigError: unknown paper, data set without a recipe, key or value; a key that the variants set.
 
     Example:
         >>> [folder for folder, _ in runs("noisy_teacher", ["digits"], [], seeds=1, out=Path("r"), quick=True)][:2]
         ['digits/clean', 'digits/alpha=0.8,sigma=0.3']
     """
+    for change in changes:
+        key = change.partition("=")[0].strip()
+        if taken := [own for own in RESERVED if f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.")]:
+            raise ConfigError(
+                f"--set {change}: {taken[0]} is what the experiment varies: leave it out, or use pykd compare"
+            )
     found = []
     for name in data:
         variants, _ = recipes.choose(PAPERS, paper, "paper")
@@ -190,7 +201,12 @@ def _teachers(number: int) -> list[int]:
 
 
 def record(
-    paper: str, finished: Mapping[str, Sequence[Mapping[str, Any]]], *, quick: bool, environment: Mapping[str, Any]
+    paper: str,
+    finished: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    changes: Sequence[str] = (),
+    quick: bool,
+    environment: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the finished runs say, as plain data.
 
@@ -201,11 +217,12 @@ def record(
     Args:
         paper: a key of ``PAPERS``.
         finished: for a folder of ``runs``, the summary of every seed that is finished, with its ``seed``.
+        changes: what the user changed in the recipes.
         quick: these are quick runs.
         environment: what they ran with, as in a run folder's ``environment.json``.
 
     Returns:
-        ``paper``, ``quick``, ``environment`` and ``data``: for each data set the ``rows`` and ``claims``.
+        ``paper``, ``changes``, ``quick``, ``environment`` and ``data``: for each data set the ``rows`` and ``claims``.
     """
     found: dict[str, Any] = {}
     for data in dict.fromkeys(folder.partition("/")[0] for folder in finished):
@@ -230,13 +247,12 @@ def record(
             ours = _paired(*sides)
             kind = "points" if claim.points else "relative"
             verdict = "quick: not evidence" if quick else _verdict(ours, kind, claim.figure)
-            claims.append(
-                {"claim": claim.text, "published": claim.published, "kind": kind, "ours": ours, "verdict": verdict}
-            )
+            published = claim.published + (", if the images are CIFAR-10's" if data == "imagefolder" else "")
+            claims.append({"claim": claim.text, "published": published, "kind": kind, "ours": ours, "verdict": verdict})
         best = by_name[BEST]["name"] if cells else None
         found[data] = {"recipe": f"{paper}-{data}", "rows": rows, "best": best, "claims": claims}
     ran_with = {key: environment[key] for key in ("pykd", "git", "torch", "cpu") if environment.get(key)}
-    return {"paper": paper, "quick": quick, "environment": ran_with, "data": found}
+    return {"paper": paper, "changes": list(changes), "quick": quick, "environment": ran_with, "data": found}
 
 
 def _row(
@@ -279,6 +295,8 @@ def _paired(ours: Sequence[Mapping[str, Any]], than: Sequence[Mapping[str, Any]]
 
 
 def _verdict(ours: Mapping[str, Any] | None, kind: str, figure: float | None) -> str:
+    if ours is not None and ours[kind] is None:
+        return "open: there are no errors to reduce"
     if ours is None or ours[f"{kind}_interval"] is None:
         return "open: an interval needs two seeds"
     (low, high), mean = ours[f"{kind}_interval"], ours[kind]
@@ -295,10 +313,13 @@ def _verdict(ours: Mapping[str, Any] | None, kind: str, figure: float | None) ->
 def markdown(record: Mapping[str, Any]) -> str:
     """The tables of a ``record``: its rows, its claims, and how to read them.
 
-    >>> print(markdown({"quick": False, "environment": {"pykd": "1.0", "torch": "2"}, "data": {}}).splitlines()[0])
+    >>> nothing = {"changes": [], "quick": False, "environment": {"pykd": "1.0", "torch": "2"}, "data": {}}
+    >>> print(markdown(nothing).splitlines()[0])
     pykd 1.0, torch 2.
     """
     parts = [f"{', '.join(f'{name} {value}' for name, value in record['environment'].items())}.", READING]
+    if record["changes"]:
+        parts.append(f"**Not the recipe's settings:** {', '.join(f'`{change}`' for change in record['changes'])}.")
     if record["quick"]:
         parts.append("**quick: not evidence.** A tenth of the epochs and few variants: this shows that all of it runs.")
     for data, of in record["data"].items():

@@ -1,8 +1,6 @@
 """Reproductions: which runs they are, their paired figures and verdicts, and that they go on where they stood."""
 
 import json
-import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -10,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from scipy.stats import ttest_rel
-from test_cli import DIGITS, ROOT, TINY, pykd, said
+from test_cli import DIGITS, TINY, pykd, said
 
 from pykd import reproduce
 from pykd.config import ConfigError
@@ -215,16 +213,20 @@ def test_finished_runs_are_not_repeated(finished):
 
 
 def test_an_interrupted_grid_goes_on_to_the_same_figures(finished):
-    command = [sys.executable, "-m", "pykd.cli", *QUICK, "--out", "grid"]
-    options = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, **options, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
-        for line in process.stderr:
-            if line.startswith("[4/8]"):
-                break
-        process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
-    assert process.returncode == 130, rest
-    assert "Traceback" not in rest
+    code = f"""
+import os, signal
+from pykd import cli
+runs, distill = iter(range(8)), cli._distill
+def interrupted(*arguments, **options):
+    if next(runs) == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+    return distill(*arguments, **options)
+cli._distill = interrupted
+cli.app({[*QUICK, "--out", "grid"]})
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 130, process.stderr
+    assert "Traceback" not in process.stderr
     table = json.loads(Path("grid/reproduce.json").read_text())
     assert len(row(table, "clean", "digits")["error"]) == 2
     again = pykd(*QUICK, "--out", "grid", "--resume")

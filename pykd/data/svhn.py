@@ -49,7 +49,7 @@ def _read(file: Path) -> InMemory:
         raise PykdError(f"{file}: X should be uint8 [32, 32, 3, N], got {images.dtype} {list(images.shape)}")
     if labels.dtype.kind not in "uif" or labels.shape != (images.shape[3], 1):
         raise PykdError(f"{file}: y should be numbers [{images.shape[3]}, 1], got {labels.dtype} {list(labels.shape)}")
-    if len(strange := labels[~np.isin(labels, range(11))]):
+    if len(strange := labels[~np.isin(labels, range(1, 11))]):
         raise PykdError(f"{file} has the label {strange[0]}: those of SVHN are 1 to 10, where 10 is the digit 0")
     return InMemory(
         torch.from_numpy(np.ascontiguousarray(images.transpose(3, 2, 0, 1))),

@@ -37,7 +37,7 @@ class NoisyTeacher:
         \mathrm{softmax}(g_i / T)\bigr) - w \log \mathrm{softmax}(g_i)_{y_i} \Bigr]
 
     Args:
-        alpha: share of the rows that are perturbed, in [0, 1]; 0.8 did best in the paper.
+        alpha: share of the rows that are perturbed, in [0, 1]; about 0.8 is reported to do best.
         sigma: standard deviation of the noise, relative to a logit; the paper tunes it.
         noise_shape: ``"logit"`` draws a number for every logit, ``"sample"`` one for a row.
         noise_kind: ``"multiplicative"`` as above, ``"additive"`` for :math:`z + s\,\xi`.
