@@ -93,8 +93,8 @@ def distillation_loss(
     Cost:
         Each logit is read once forward and once backward, with an exponential for each of teacher and student, and
         another for the hard labels at a temperature other than 1. A perturbed row costs one Philox4x32-10 call and four
-        Box-Muller pairs for eight logits, an unperturbed one nothing more than the clean loss. Scratch on the CPU: three
-        values a class and thread above 1024 classes.
+        Box-Muller pairs for eight logits, an unperturbed one nothing more than the clean loss. Scratch on the
+        CPU: three values a class and thread above 1024 classes.
 
     Determinism:
         Bitwise reproducible under a fixed seed on one device and build, for any number of threads. CPU and CUDA perturb
