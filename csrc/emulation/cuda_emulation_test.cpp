@@ -53,6 +53,13 @@ __global__ void count(unsigned* counter) {
   atomicAdd(counter, 1u);
 }
 
+// Writes and reads all of the shared memory that a block may ask for.
+__global__ void fill(int bytes, bool* same) {
+  PYKD_DYNAMIC_SHARED(unsigned char, shared);
+  std::memset(shared, 7, static_cast<size_t>(bytes));
+  *same = std::all_of(shared, shared + bytes, [](unsigned char byte) { return byte == 7; });
+}
+
 // A warp's threads take turns at one word.
 __global__ void take_turns(unsigned* word) {
   for (unsigned turn = 0; turn < warpSize; ++turn) {
@@ -98,6 +105,14 @@ void test_model() {
   unsigned in_order = 0;
   for (unsigned turn = 0; turn < 32; ++turn) in_order = in_order * 3 + turn;
   check(word == in_order, "warp barriers");
+
+  int device = -1, bytes = 0;
+  bool same = false;
+  const bool asked = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess &&
+                     cudaFuncSetAttribute(fill, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) == cudaSuccess;
+  PYKD_LAUNCH(1, 1, static_cast<size_t>(bytes), nullptr, fill)(bytes, &same);
+  check(asked && bytes > 48 << 10 && same, "a block may ask for more shared memory");
 }
 
 void test_half_types() {

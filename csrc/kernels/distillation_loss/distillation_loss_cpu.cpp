@@ -378,9 +378,8 @@ class Rows {
   Slopes<V> finish(const RowSums<V>& sums, int i) {
     const auto of_rows = [i](const T* values) { return load<V>(values + i); };
     Slopes<V> slopes;
-    store(row_loss + i,
-          PYKD_ISA::finish<kReverse>(sums, weights, of_rows(hard_weight), of_rows(upstream), of_rows(at_target),
-                                     of_rows(logit_sum) / static_cast<T>(a.classes), slopes));
+    store(row_loss + i, PYKD_ISA::finish<kReverse>(sums, weights, of_rows(hard_weight), of_rows(upstream),
+                                                   of_rows(at_target), of_rows(logit_sum) * weights.each, slopes));
     return slopes;
   }
 

@@ -5,12 +5,15 @@
 
 // A row belongs to one block, or to a part of one. Its threads read their packs, perturb them and keep them in shared
 // memory; each sums up its own from its own maxima; the sums are brought to the row's maxima and added; the gradient is
-// made of what was kept. Where a row exceeds shared memory, its last packs are kept and the others, which L2 still
-// holds, are read once more and their noise is drawn once more: of 32000 classes in float32 an eighth.
+// made of what was kept. Where a row exceeds shared memory, its last packs are kept; the others are read once more,
+// from L2 where it holds them still, and their noise is drawn once more: of 32000 classes in float32 an eighth on an
+// H200 (227 KB a block), two thirds where a block may have 99 KB.
 //
 // The floor is memory: a float32 logit moves 12 bytes (student, teacher, gradient), one of two bytes 6. While an H200
 // (4.8 TB/s; 132 SMs of 128 lanes at 1.75 GHz) moves them it has 74 instruction slots a float32 logit and 37 a two-byte
-// one.
+// one. A clean logit takes some 45 or 37 (sm_90: to read and keep it 16 or 8, for the sums 15, for the gradient 12;
+// hard targets 6 more), the noise of one 55 or 38: with alpha = 0.5 float32 stays at memory's limit, and two-byte
+// logits are bound by arithmetic, at two thirds of memory's speed.
 namespace pykd::cuda {
 namespace {
 
@@ -121,7 +124,10 @@ class Row {
     find_target();
     for (int part = 0; part < parts; ++part) {
       load(part);
-      add(part);
+      if (is_hard)
+        add<true>(part);
+      else
+        add<false>(part);
     }
   }
 
@@ -217,6 +223,7 @@ class Row {
   }
 
   // Adds up the part that was loaded.
+  template <bool kHard>
   __device__ void add(int part) {
     RowSums<T> more;
     more.student_max = larger(sums.student_max, student_max);
@@ -233,11 +240,11 @@ class Row {
         more.exp_b += exp_b;
         more.exp_a += exp_a;
         more.divergence += divergence_term<kReverse>(exp_a, exp_b, a2, b);
-        if (is_hard) more.hard += exponential2(of_max * static_cast<T>(1 / kLog2));
+        if (kHard) more.hard += exponential2(of_max * static_cast<T>(1 / kLog2));
       }
-      if (is_hard && weights.smoothing > 0)
+      if (kHard && weights.smoothing > 0)
         for (int j = 0; j < kPack; ++j)
-          if (at.inside(pack, j)) logit_mean += logits[j] / static_cast<T>(a.classes);
+          if (at.inside(pack, j)) logit_mean += logits[j] * weights.each;
     }
     sums.student_max = more.student_max;
     sums.teacher_max = more.teacher_max;
@@ -255,17 +262,22 @@ class Row {
     for (int pack = begin(part); pack < end(part); pack += plan.lanes(), ++slot) {
       T logits[kPack], targets[kPack];
       kept.get(slot, logits, targets);
-      Pack<Student, kPack> grad = {};
-      if (a.accumulate) at.read(a.grad_student, pack, grad);
-      const int hit = kHard && pack == target_pack ? target_place : -1;
+      T g[kPack];
       for (int j = 0; j < kPack; ++j) {
         const T of_max = logits[j] - student_base, b = of_max * slope, a2 = (targets[j] - teacher_base) * slope;
-        const T other = kReverse ? b - a2 : exponential2(a2),
-                hard = kHard ? exponential2(of_max * static_cast<T>(1 / kLog2)) : T(0);
-        T g = gradient<kReverse, kHard>(slopes, exponential2(b), other, hard);
-        if (kHard && j == hit) g -= slopes.at_target;
-        narrow(g + widen(grad.logit[j]), grad.logit[j]);
+        const T other = kReverse ? b - a2 : exponential2(a2);
+        const T hard = kHard ? exponential2(of_max * static_cast<T>(1 / kLog2)) : T(0);
+        g[j] = gradient<kReverse, kHard>(slopes, exponential2(b), other, hard);
       }
+      if (kHard && pack == target_pack)
+        for (int j = 0; j < kPack; ++j)
+          if (j == target_place) g[j] -= slopes.at_target;
+      Pack<Student, kPack> grad = {};
+      if (a.accumulate) {
+        at.read(a.grad_student, pack, grad);
+        for (int j = 0; j < kPack; ++j) g[j] += widen(grad.logit[j]);
+      }
+      for (int j = 0; j < kPack; ++j) narrow(g[j], grad.logit[j]);
       at.write(grad, a.grad_student, pack);
     }
   }
@@ -361,7 +373,7 @@ CudaStatus launch(const DistillationLoss& a, void* workspace, CUstream_st* strea
       vectors ? (a.reverse ? rows<T, Student, Teacher, true, true> : rows<T, Student, Teacher, true, false>)
               : (a.reverse ? rows<T, Student, Teacher, false, true> : rows<T, Student, Teacher, false, false>);
   Plan plan(a);
-  if (plan.packs > INT32_MAX / 2) return cudaErrorInvalidValue;
+  if (plan.packs > INT32_MAX / 2) return cudaErrorInvalidValue;  // a row of some 4e9 classes
   const unsigned threads = static_cast<unsigned>(plan.threads);
   if (plan.shared_bytes() > kSharedAnyway) {
     int device, most;

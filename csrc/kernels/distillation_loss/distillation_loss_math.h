@@ -18,7 +18,7 @@ PYKD_HD V zero_where_zero(V weight, V value) {
 // The term of one class: exp(a) (a - b), or exp(b) (b - a), which is 0 where its exponential is, whatever a and b are.
 template <bool kReverse, typename V>
 PYKD_HD V divergence_term(V exp_a, V exp_b, V a, V b) {
-  return kReverse ? zero_where_zero(exp_b, exp_b * (b - a)) : zero_where_zero(exp_a, exp_a * (a - b));
+  return kReverse ? exp_b * zero_where_zero(exp_b, b - a) : exp_a * zero_where_zero(exp_a, a - b);
 }
 
 // The gradient of one class under the reverse divergence: where exp(b) is 0, 0 times the slope (which may be NaN),
@@ -108,11 +108,11 @@ struct Weights {
   explicit Weights(const DistillationLoss& a)
       : Weights(a, (1 - a.hard_weight) * a.temperature / (a.batchmean ? static_cast<double>(a.rows) : 1)) {}
 
-  bool soft, hard;   // whether the teacher, whether the target counts
-  T soft_scale;      // of a row's KL
-  T soft_slope;      // of its gradient, which divides by the temperature
-  T smoothing;       // label_smoothing
-  T smoothing_each;  // of each class
+  bool soft, hard;  // whether the teacher, whether the target counts
+  T soft_scale;     // of a row's KL
+  T soft_slope;     // of its gradient, which divides by the temperature
+  T smoothing;      // label_smoothing
+  T each;           // 1 / classes
 
  private:
   Weights(const DistillationLoss& a, double slope)
@@ -121,7 +121,7 @@ struct Weights {
         soft_scale(static_cast<T>(slope * a.temperature)),
         soft_slope(static_cast<T>(slope)),
         smoothing(static_cast<T>(a.label_smoothing)),
-        smoothing_each(static_cast<T>(a.label_smoothing / static_cast<double>(a.classes))) {}
+        each(static_cast<T>(1 / static_cast<double>(a.classes))) {}
 };
 
 // The loss of one row, or of as many as V has lanes, and the slopes of the gradient. hard_weight, the weight of the
@@ -146,7 +146,7 @@ PYKD_HD V finish(const RowSums<V>& sums, const Weights<T>& weights, V hard_weigh
     const V slope = hard_weight * upstream;
     loss += zero_where_zero(hard_weight, hard_weight * ce);
     slopes.hard = zero_where_zero(hard_weight, slope / sums.hard);
-    slopes.smoothing = slope * weights.smoothing_each;
+    slopes.smoothing = slope * (weights.smoothing * weights.each);
     slopes.at_target = slope * (1 - weights.smoothing);
   }
   return loss;

@@ -357,12 +357,12 @@ void test_sizes() {
   };
   for (int64_t classes : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 31, 32, 33, 100, 129, 300})
     for (int64_t rows : {0, 1, 3, 65})
-      for (int i = 0; i < (rows * classes < 5000 ? 6 : 2); ++i) with(rows, classes);
+      for (int i = 0; i < (rows * classes < 5000 ? 4 : 1); ++i) with(rows, classes);
   for (int64_t classes : {1000, 1023, 1024, 1025, 2049, 5000})
-    for (int64_t rows : {1, 3, classes == 1000 ? 65 : 4})
-      for (int i = 0; i < 4; ++i) with(rows, classes);
+    for (int64_t rows : {1, 3, classes == 1000 ? 20 : 4})
+      for (int i = 0; i < 3; ++i) with(rows, classes);
   for (int64_t classes : {8192, 9001, 20008})  // the last two in several parts under emulation
-    for (int i = 0; i < 4; ++i) with(3, classes);
+    for (int i = 0; i < 3; ++i) with(2, classes);
   run({.rows = 1100, .classes = 16});  // more rows than a block counts targets of, or has threads
   run({.rows = 9000, .classes = 2});   // more than one block counts
   run({.rows = 3, .classes = 21, .n_teachers = 40});
@@ -421,11 +421,10 @@ void test_infinite_divergence() {
 // What is not finite makes its own row NaN, the loss and every gradient, and leaves the others as they were.
 void test_bad_rows() {
   for (const Kernel& kernel : kernels())
-    for (int64_t classes : {9, 1500, 9001})
+    for (int64_t classes : {9, 1500})
       for (bool reverse : {false, true})
         for (double value : {kNaN, kInfinity, -kInfinity})
           for (bool of_teacher : {false, true}) {
-            if (classes == 9001 && std::isnan(value)) continue;
             Case c{.rows = 3, .classes = classes, .hard_weight = 0.5, .reverse = reverse, .wants_loss = false};
             c.alpha = 1;
             Problem clean(c), p(c);
@@ -461,7 +460,7 @@ void test_large_logits() {
 
 // CPU: the first wrong target is named. CUDA: its row is NaN.
 void test_wrong_targets() {
-  for (int64_t classes : {10, 1000, 9001})
+  for (int64_t classes : {10, 1000, 5000})
     for (int64_t target : {classes, int64_t{-1}, int64_t{1} << 40}) {
       Case c{.rows = 4, .classes = classes, .hard_weight = 0.1, .batchmean = false, .wants_loss = false};
       Problem clean(c), p(c);
@@ -499,6 +498,7 @@ void test_all_targets_ignored() {
 void test_rows_stand_alone() {
   for (const auto& [student, teacher] : kDTypes)
     for (int64_t classes : {10, 129, 9001}) {
+      if (classes > 10 && teacher != DType::kFloat32) continue;
       if (classes == 9001 && student != DType::kFloat32) continue;
       Case c{.rows = classes == 9001 ? 4 : 130, .classes = classes, .student = student, .teacher = teacher};
       c.batchmean = false;
