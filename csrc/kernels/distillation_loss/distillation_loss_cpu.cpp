@@ -194,7 +194,8 @@ class Rows {
   }
 
   void run(int64_t row_begin, int64_t row_end) {
-    const int64_t most = smaller(noise.most_rows(), kTile / stride);
+    int64_t most = smaller(noise.most_rows(), kTile / stride);
+    if (few) most = most / kLanes * kLanes;  // whole turns
     for (first = row_begin; first < row_end; first += kRows) {
       const int64_t rows = smaller(kRows, row_end - first);
       uint64_t selected = soft ? noise.select(first, rows) : 0;
@@ -225,7 +226,8 @@ class Rows {
       upstream[i] = static_cast<const T*>(a.grad_loss)[(first + places[i]) * a.grad_loss_stride];
     if constexpr (sizeof(T) == sizeof(float))
       if (few) return a.reverse ? run_few<true>(noisy) : run_few<false>(noisy);
-    a.reverse&& soft ? run_many<true>(noisy) : run_many<false>(noisy);
+    if (a.reverse && soft) return run_many<true>(noisy);
+    run_many<false>(noisy);
   }
 
   int64_t size_of_tile(int64_t tile) const { return smaller(kTile, a.classes - tile * kTile); }
@@ -402,7 +404,7 @@ class Rows {
   const int64_t tiles;   // of a row
   const int64_t stride;  // of rows in one tile
   const bool soft;       // whether the teacher counts
-  const bool few;
+  const bool few;        // classes: rows are turned
   const T inverse_temperature;
   const Weights<T> weights;
   const double hard_scale;  // of a row's cross-entropy
