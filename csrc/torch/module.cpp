@@ -8,6 +8,8 @@
 #include "torch/ops/distillation_loss.h"
 #include "torch/ops/logit_regression.h"
 #include "torch/ops/noisy_logits.h"
+#include "torch/ops/variational_kl.h"
+#include "torch/ops/variational_layer.h"
 
 namespace {
 
@@ -34,4 +36,9 @@ PYBIND11_MODULE(_C, m) {
   define_loss<pykd::glue::LogitRegressionOp>(m);
   m.def("noisy_logits", wrap_pybind_function_no_gil(pykd::glue::noisy_logits));
   m.def("noisy_logits_out", wrap_pybind_function_no_gil(pykd::glue::noisy_logits_out));
+  m.def("variational_kl", wrap_pybind_function_no_gil(pykd::glue::variational_kl));
+  m.def("variational_kl_and_grad", wrap_pybind_function_no_gil(pykd::glue::variational_kl_and_grad));
+  m.def("variational_kl_and_grad_out", wrap_pybind_function_no_gil(pykd::glue::variational_kl_and_grad_out));
+  m.def("variational_linear", wrap_pybind_function_no_gil(pykd::glue::variational_linear));
+  m.def("variational_conv2d", wrap_pybind_function_no_gil(pykd::glue::variational_conv2d));
 }

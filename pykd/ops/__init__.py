@@ -7,6 +7,8 @@ load()  # registers torch.ops.pykd, or says in one sentence why it cannot
 from pykd.ops.distillation_loss import distillation_loss, distillation_loss_and_grad  # noqa: E402
 from pykd.ops.logit_regression import logit_regression, logit_regression_and_grad  # noqa: E402
 from pykd.ops.noisy_logits import noisy_logits  # noqa: E402
+from pykd.ops.variational_kl import variational_kl, variational_kl_and_grad  # noqa: E402
+from pykd.ops.variational_layer import variational_conv2d, variational_linear  # noqa: E402
 
 __all__ = [
     "distillation_loss",
@@ -14,4 +16,8 @@ __all__ = [
     "logit_regression",
     "logit_regression_and_grad",
     "noisy_logits",
+    "variational_conv2d",
+    "variational_kl",
+    "variational_kl_and_grad",
+    "variational_linear",
 ]

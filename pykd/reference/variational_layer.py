@@ -34,7 +34,8 @@ def variational_linear(
 ) -> Tensor:
     x, mean_weight, variance_weight = input.double(), theta.double(), log_sigma2.double().exp()
     mean = F.linear(x, mean_weight, None if bias is None else bias.double())
-    return _sample(mean, F.linear(x * x, variance_weight), seed, generator, row_offset).to(input.dtype)
+    rows = [each.reshape(-1, len(theta)) for each in (mean, F.linear(x * x, variance_weight))]
+    return _sample(*rows, seed, generator, row_offset).view_as(mean).to(input.dtype)
 
 
 def variational_conv2d(
