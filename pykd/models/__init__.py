@@ -11,17 +11,23 @@ from typing import Any
 from torch import nn
 
 from pykd.models.lenet5 import LeNet5
+from pykd.models.lenet5_caffe import LeNet5Caffe
+from pykd.models.lenet300100 import LeNet300100
 from pykd.models.mlp import MLP
 from pykd.models.modified_lenet import ModifiedLeNet
 from pykd.models.nin import NIN
 from pykd.models.shallow_cnn import ShallowCNN
+from pykd.models.vgg import VGG
 
 NETWORKS: dict[str, type[nn.Module]] = {
+    "lenet300100": LeNet300100,
     "lenet5": LeNet5,
+    "lenet5_caffe": LeNet5Caffe,
     "mlp": MLP,
     "modified_lenet": ModifiedLeNet,
     "nin": NIN,
     "shallow_cnn": ShallowCNN,
+    "vgg": VGG,
 }
 
 
@@ -43,4 +49,15 @@ def build(name: str, *, in_shape: tuple[int, int, int], classes: int, **argument
     return NETWORKS[name](in_shape=in_shape, classes=classes, **arguments)
 
 
-__all__ = ["MLP", "NETWORKS", "NIN", "LeNet5", "ModifiedLeNet", "ShallowCNN", "build"]
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "NIN",
+    "VGG",
+    "LeNet5",
+    "LeNet5Caffe",
+    "LeNet300100",
+    "ModifiedLeNet",
+    "ShallowCNN",
+    "build",
+]

@@ -38,7 +38,7 @@ def norm_of(entries: Tensor, norm: str) -> Tensor:
     largest = entries.detach().abs().amax(-1, keepdim=True)  # squares of neither large nor small entries are lost
     scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
     squares = ((entries / scale) ** 2).sum(-1)
-    return torch.where(squares > 0, squares, 1.0).sqrt() * scale.squeeze(-1) * (squares > 0)
+    return torch.where(squares != 0, squares, 1.0).sqrt() * scale.squeeze(-1) * (squares != 0)
 
 
 def block_norms(weight: Tensor, *, groups: Groups = "in", norm: str = "l1_l2") -> Tensor:

@@ -8,6 +8,13 @@ from torch.nn import functional as F
 from pykd import models
 
 
+def vgg_parameters(widths):
+    """Of colour images of 32x32 in ten classes: the weights, two parameters a normalised channel, the last biases."""
+    a, b, c, d = widths
+    kernels = 3 * a + a * a + a * b + b * b + b * c + 2 * c * c + c * d + 5 * d * d
+    return 9 * kernels + d * d + 2 * (2 * a + 2 * b + 3 * c + 7 * d) + (d + 1) * 10
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "in_shape", "parameters"),
     [
@@ -27,6 +34,14 @@ from pykd import models
         ("modified_lenet", {}, (3, 32, 32), 6 * 76 + 16 * 151 + 1025 * 1024 + 10250),
         ("modified_lenet", {"dropout": 0.25}, (1, 28, 28), 6 * 26 + 16 * 151 + (16 * 49 + 1) * 1024 + 10250),
         ("modified_lenet", {}, (3, 4, 5), 6 * 76 + 16 * 151 + 17 * 1024 + 10250),
+        ("lenet300100", {}, (1, 28, 28), 785 * 300 + 301 * 100 + 101 * 10),
+        ("lenet300100", {"dropout": 0.5}, (1, 8, 8), 65 * 300 + 301 * 100 + 101 * 10),
+        ("lenet5_caffe", {}, (1, 28, 28), 26 * 20 + 501 * 50 + 801 * 500 + 501 * 10),
+        ("lenet5_caffe", {}, (3, 32, 32), 76 * 20 + 501 * 50 + 1251 * 500 + 501 * 10),
+        ("lenet5_caffe", {}, (1, 16, 17), 26 * 20 + 501 * 50 + 51 * 500 + 501 * 10),
+        ("vgg", {}, (3, 32, 32), vgg_parameters([64, 128, 256, 512])),
+        ("vgg", {"width": 0.125}, (3, 64, 40), vgg_parameters([8, 16, 32, 64]) + 64 * 64),
+        ("vgg", {"width": 1e-9, "dropout": 0.5}, (3, 32, 32), vgg_parameters([1, 1, 1, 1])),
     ],
 )
 def test_shapes_and_sizes(name, arguments, in_shape, parameters):
@@ -99,7 +114,7 @@ def test_dropout_acts_in_training_alone(name, share):
     assert network.eval()(images).equal(network(images))
     plain = models.build(name, in_shape=(3, 32, 32), classes=10, dropout=0.0)
     plain.load_state_dict(network.state_dict())
-    assert plain(images).equal(network(images))
+    assert plain.eval()(images).equal(network(images))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan"), "0.5", None, True])
@@ -109,12 +124,62 @@ def test_dropout_is_a_share(name, share):
         models.build(name, in_shape=(3, 32, 32), classes=10, dropout=share)
 
 
-@pytest.mark.parametrize(("name", "side"), [("nin", 6), ("shallow_cnn", 16), ("modified_lenet", 4)])
+@pytest.mark.parametrize(
+    ("name", "side"), [("nin", 6), ("shallow_cnn", 16), ("modified_lenet", 4), ("lenet5_caffe", 16)]
+)
 def test_networks_say_when_images_are_too_small(name, side):
     network = models.build(name, in_shape=(1, side, side), classes=3)
     assert network(torch.zeros(2, 1, side, side)).shape == (2, 3)
     with pytest.raises(ValueError, match=f"{name} needs images of at least {side}x{side} pixels, got {side - 1}x40"):
         models.build(name, in_shape=(1, side - 1, 40), classes=3)
+
+
+def test_lenet5_caffe_has_one_relu():
+    network = models.build("lenet5_caffe", in_shape=(1, 28, 28), classes=10)
+    images = torch.randn(2, 1, 28, 28)
+    first, second, hidden, last = (layer for layer in network if hasattr(layer, "weight"))
+    maps = F.max_pool2d(second(F.max_pool2d(first(images), 2)), 2)
+    torch.testing.assert_close(network(images), last(hidden(maps.flatten(1)).relu()))
+
+
+def test_vgg_is_normalised_layers_in_five_stages():
+    torch.manual_seed(0)
+    network = models.build("vgg", in_shape=(3, 32, 32), classes=10, width=0.125).eval()
+    norms = [layer for layer in network if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    for norm in norms:
+        assert norm.eps == 1e-3
+        nn.init.uniform_(norm.weight)
+        nn.init.normal_(norm.bias)
+        norm.running_mean.normal_()
+    maps = images = torch.randn(2, 3, 32, 32)
+    convolutions = [layer for layer in network if isinstance(layer, nn.Conv2d)]
+    for number, (layer, norm) in enumerate(zip(convolutions, norms, strict=False), 1):
+        maps = norm(F.conv2d(maps, layer.weight, padding=1)).relu()
+        if number in (2, 4, 7, 10, 13):
+            maps = F.max_pool2d(maps, 2)
+    hidden, last = (layer for layer in network if isinstance(layer, nn.Linear))
+    torch.testing.assert_close(network(images), last(norms[-1](hidden(maps.flatten(1))).relu()))
+
+
+def test_vgg_begins_as_he_et_al():
+    torch.manual_seed(0)
+    for layer in models.VGG(in_shape=(3, 32, 32), classes=10, width=0.5):
+        if isinstance(layer, nn.Conv2d):
+            bound = 5 / layer.weight.numel() ** 0.5
+            scale = (2 / layer.weight[0].numel()) ** 0.5
+            assert abs(layer.weight.mean() / scale) < bound
+            assert abs(layer.weight.std() / scale - 1) < bound
+
+
+@pytest.mark.parametrize("width", [0, -1, float("nan"), float("inf"), "1", None, True])
+def test_vgg_says_what_width_is(width):
+    with pytest.raises(ValueError, match="width should be a positive number, got"):
+        models.build("vgg", in_shape=(3, 32, 32), classes=10, width=width)
+
+
+def test_vgg_says_when_images_are_too_small():
+    with pytest.raises(ValueError, match="vgg needs images of at least 32x32 pixels, got 28x40"):
+        models.build("vgg", in_shape=(3, 28, 40), classes=10)
 
 
 @pytest.mark.parametrize("widths", [3, "34", None, [0], [-1], [1.5], [True], ["a"]])
@@ -125,7 +190,9 @@ def test_mlp_refuses_widths_that_are_none(widths):
 
 def test_unknown_names_and_arguments():
     with pytest.raises(
-        ValueError, match="unknown network 'resnet'; known are lenet5, mlp, modified_lenet, nin, shallow_cnn"
+        ValueError,
+        match="unknown network 'resnet'; known are lenet300100, lenet5, lenet5_caffe, mlp, modified_lenet, nin, "
+        "shallow_cnn, vgg",
     ):
         models.build("resnet", in_shape=(1, 8, 8), classes=10)
     with pytest.raises(TypeError, match="width"):
