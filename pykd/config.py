@@ -56,9 +56,10 @@ class Training(_Strict):
     lr: Finite = Field(default=1e-3, gt=0, description="peak learning rate")
     momentum: Finite = Field(default=0.9, ge=0, lt=1, description="of sgd")
     weight_decay: Finite = Field(default=0.0, ge=0)
-    schedule: Literal["constant", "cosine", "step"] = Field(
+    schedule: Literal["constant", "cosine", "step", "flat_linear"] = Field(
         default="cosine",
-        description='stepped once an optimiser step; "step" divides the rate by 10 at 50 % and at 75 %',
+        description='stepped once an optimiser step; "step" divides the rate by 10 at 50 % and at 75 %, '
+        '"flat_linear" is constant up to 50 % and then falls linearly to 0',
     )
     warmup: Finite = Field(default=0.0, ge=0, lt=1, description="share of the steps with a linearly rising rate")
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -79,6 +80,9 @@ class Data(_Strict):
     )
     holdout: Finite = Field(
         default=0.1, gt=0, lt=1, description="share of the training data, of every class, never trained on"
+    )
+    per_class: Count | None = Field(
+        default=None, description="rows of each class that students learn from, of those not held out; None for all"
     )
     image_size: Annotated[Count, Field(le=4096)] | None = Field(
         default=None, description="imagefolder: shorter side is scaled to this and the centre is cut out"
@@ -326,6 +330,26 @@ def load(source: str, assignments: Sequence[str] = ()) -> Config:
         return Config.model_validate(override(recipe, assignments))
     except ValidationError as error:
         raise ConfigError(f"{source}: {_explain(error)}") from error
+
+
+def load_data(name: object, assignments: Sequence[str] = ()) -> Data:
+    """The data set called ``name``, or the one that ``data.key=value`` assignments describe.
+
+    >>> load_data("mnist", ["data.holdout=0.2"]).holdout
+    0.2
+
+    Raises:
+        ConfigError: no name, an unknown key, or a value that it cannot have.
+    """
+    rest = {"method": {"name": ""}, "teacher": {"name": ""}, "student": {"name": ""}}
+    recipe = override({**rest, "data": {} if name is None else {"name": name}}, assignments)
+    try:
+        data = Config.model_validate(recipe).data
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+    if "name" not in recipe["data"]:
+        raise ConfigError("nothing says which data to use: add --set data.name=NAME, e.g. digits")
+    return data
 
 
 def _read(file: Path) -> bytes:

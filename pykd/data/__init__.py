@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pykd.data import cifar, digits, imagefolder, mnist, svhn
 from pykd.data.imagefolder import ImageFiles
-from pykd.data.memory import InMemory, Normalizer, Sample, augment, collate, stratified
+from pykd.data.memory import InMemory, Normalizer, Sample, augment, collate, few, stratified
 from pykd.errors import PykdError
 
 if TYPE_CHECKING:
@@ -24,9 +24,14 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Splits:
-    """The parts of a data set; every choice is made on ``holdout``, ``test`` is for the last row of a table."""
+    """The parts of a data set; every choice is made on ``holdout``, ``test`` is for the last row of a table.
+
+    Teachers learn from ``teacher_train``, which are all rows that are not held out, students from ``train``: of these
+    as many as ``data.per_class`` says.
+    """
 
     train: InMemory | ImageFiles
+    teacher_train: InMemory | ImageFiles
     holdout: InMemory | ImageFiles
     test: InMemory | ImageFiles
     class_names: tuple[str, ...]
@@ -44,7 +49,7 @@ def data_root(root: str | None) -> Path:
 
 
 def load(data: "Data", *, seed: int = 0) -> Splits:
-    """The data set that ``data`` names; ``seed`` decides which rows are held out.
+    """The data set that ``data`` names; ``seed`` decides which rows are held out and drawn.
 
     Raises:
         PykdError: missing or broken files, in one sentence that says how to get or mend them.
@@ -75,8 +80,18 @@ def load(data: "Data", *, seed: int = 0) -> Splits:
             raise PykdError(f"{data.name} in {root} has no rows: delete its files and fetch them anew")
     kept, held = stratified(train.labels, data.holdout, seed)
     channels, height, width = train[0][0].shape
+    teacher_train = train.subset(kept)
+    learnt = teacher_train
+    if data.per_class is not None:
+        for label, name in enumerate(class_names):
+            if (rows := int((teacher_train.labels == label).sum())) < data.per_class:
+                raise PykdError(
+                    f"data.per_class={data.per_class}: class {name} has {rows} training rows; ask for fewer"
+                )
+        learnt = teacher_train.subset(few(teacher_train.labels, data.per_class, seed))
     return Splits(
-        train=train.subset(kept),
+        train=learnt,
+        teacher_train=teacher_train,
         holdout=train.subset(held),
         test=test,
         class_names=class_names,
@@ -93,6 +108,7 @@ __all__ = [
     "augment",
     "collate",
     "data_root",
+    "few",
     "load",
     "stratified",
 ]

@@ -4,15 +4,33 @@
 'regression'
 """
 
+from collections.abc import Callable
+from functools import partial
+
+from pykd.methods.bayesian_compression import BayesianCompression
 from pykd.methods.comparisons import HintonDistillation, LogitRegression, StudentAlone, comparisons
 from pykd.methods.noisy_teacher import NoisyTeacher
+from pykd.methods.variational_student import VariationalStudent
 from pykd.training import Method
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, Callable[..., Method]] = {
     "noisy_teacher": NoisyTeacher,
     "logit_regression": LogitRegression,
     "hinton": HintonDistillation,
     "student_alone": StudentAlone,
+    "variational_student": VariationalStudent,
+    "sparse_vd": partial(VariationalStudent, lambda_t=0.0, lambda_g=0.0),
+    "kd": partial(VariationalStudent, lambda_v=0.0, lambda_g=0.0),
+    "bayesian_compression": BayesianCompression,
 }
 
-__all__ = ["METHODS", "HintonDistillation", "LogitRegression", "NoisyTeacher", "StudentAlone", "comparisons"]
+__all__ = [
+    "METHODS",
+    "BayesianCompression",
+    "HintonDistillation",
+    "LogitRegression",
+    "NoisyTeacher",
+    "StudentAlone",
+    "VariationalStudent",
+    "comparisons",
+]

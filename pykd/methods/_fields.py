@@ -35,3 +35,29 @@ def word(name: str, value: object, *known: str) -> None:
     """One of the ``known`` words."""
     if value not in known:
         raise ValueError(f"{name} should be {' or '.join(known)}, got {value!r}")
+
+
+def number(name: str, value: object) -> None:
+    """A finite number."""
+    if not _between(value, -math.inf, math.inf) or value == -math.inf:
+        raise ValueError(f"{name} should be a finite number, got {value!r}")
+
+
+def interval(low_name: str, low: object, high_name: str, high: object) -> None:
+    """Two numbers in [0, 1] in order."""
+    share(low_name, low)
+    share(high_name, high)
+    if low > high:  # type: ignore[operator]  # share has seen that they are numbers
+        raise ValueError(f"{low_name} should not be above {high_name}, got {low!r} and {high!r}")
+
+
+def groups(name: str, value: object) -> None:
+    """The groups of a block norm."""
+    if value in ("in", "out", "kernel"):
+        return
+    if not (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in value)
+    ):
+        raise ValueError(f"{name} should be in, out, kernel or two whole numbers of at least 1, got {value!r}")

@@ -4,11 +4,12 @@ from pykd.training.distill import Run, distill
 from pykd.training.measure import describe, evaluate
 from pykd.training.progress import show
 from pykd.training.run_folder import load_weights
-from pykd.training.stage import Batch, Method, Stage, label_loss, mean_logits
+from pykd.training.stage import Batch, Converting, Method, Stage, label_loss, mean_logits, unwrapped
 from pykd.training.teacher import FrozenTeacher
 
 __all__ = [
     "Batch",
+    "Converting",
     "FrozenTeacher",
     "Method",
     "Run",
@@ -20,4 +21,5 @@ __all__ = [
     "load_weights",
     "mean_logits",
     "show",
+    "unwrapped",
 ]

@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from pykd._files import sync_folder, write_synced, writing
 from pykd.errors import PykdError
-from pykd.training.run_folder import sync_folder, write_synced, writing
 
 FORMAT = 1
 

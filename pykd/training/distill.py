@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,7 @@ from pykd.training.loop import Augment, Context, Fit, Signals, random_state, set
 from pykd.training.measure import accuracy, describe
 from pykd.training.progress import Reporter
 from pykd.training.run_folder import RunFolder, put_weights, read_weights, require_same, weights
-from pykd.training.stage import Method, Stage, derive, label_loss
+from pykd.training.stage import Converting, Method, Stage, derive, label_loss
 from pykd.training.teacher import LARGEST_CACHE_BYTES, FrozenTeacher, TeacherLogits
 
 Network = nn.Module | Callable[[], nn.Module]
@@ -68,6 +68,7 @@ def distill(
     train: Any,
     test: Any = None,
     holdout: Any = 0.1,
+    teacher_train: Any = None,
     teacher_training: Training | Sequence[Training | None] | None = None,
     training: Training | None = None,
     baselines: Sequence[str] = ("alone", "clean"),
@@ -80,14 +81,15 @@ def distill(
     keep_checkpoints: int = 2,
     cache_logits: bool = True,
     config: Config | None = None,
+    about: Mapping[str, Any] | None = None,
     progress: bool = True,
     **overrides: Any,
 ) -> Run:
     """Trains the teachers if asked, then one student by ``method`` and one by each baseline, and compares them.
 
-    The epoch with the best accuracy on the held-out rows is kept, the last of equal ones; test rows are for the
-    last table alone. Killed at any moment, a run with ``out`` goes on with ``resume=True`` from its last checkpoint, on
-    the CPU with the same bits.
+    The epoch with the best accuracy on the held-out rows is kept, the last of equal ones, or the last of all where the
+    method makes the student sparser to its end; test rows are for the last table alone. Killed at any moment, a run
+    with ``out`` goes on with ``resume=True`` from its last checkpoint, on the CPU with the same bits.
 
     Args:
         method: e.g. ``pykd.methods.NoisyTeacher()``.
@@ -101,6 +103,8 @@ def distill(
             where ``training`` sets none.
         test: the same, for the table; without it the table shows the held-out accuracy.
         holdout: a share of the rows of ``train`` in (0, 1), or a Dataset or DataLoader of its own.
+        teacher_train: what teachers learn from where that is not ``train``, a Dataset or DataLoader; with it,
+            ``holdout`` should be one, too.
         teacher_training: how to train every teacher, or a list with an entry for each; None for a teacher that is
             trained already.
         training: how to train the student and the baselines.
@@ -116,6 +120,8 @@ def distill(
         cache_logits: keep the teacher's logits in memory where samples carry an index.
         config: the recipe this comes from: recorded in the run folder; its ``checkpoint_seconds``,
             ``keep_checkpoints``, ``cache_logits`` and ``data.augment`` count.
+        about: what a model file says beside the network, in the words of :func:`pykd.deploy.export`: it counts in the
+            table's bytes of that file.
         progress: bars on a terminal, lines elsewhere, on standard error.
         overrides: fields of ``training``: ``epochs=5``, ``lr=1e-2``, ...
 
@@ -154,6 +160,8 @@ def distill(
         augment = augment or partial(_augment, config.data.augment)
     if augment is None and any(each is not None and each.augment for each in (*teacher_trainings, training)):
         raise PykdError("training.augment is set: give augment=, a function of (inputs, generator)")
+    if teacher_train is not None and isinstance(holdout, (int, float)):
+        raise PykdError("teacher_train needs the held-out rows as holdout=, a Dataset or a DataLoader")
     accelerator = _accelerator(device)
     signals = Signals(repeated=accelerator.num_processes > 1)
     before = random_state()
@@ -166,16 +174,17 @@ def distill(
         else:
             held_out = Source.of(holdout, "holdout")
         tested = None if test is None else Source.of(test, "test")
+        teacher_source = source if teacher_train is None else Source.of(teacher_train, "teacher_train")
         if source.batch_size is not None:
             training = _sized(training, source.batch_size)
             teacher_trainings = [each and _sized(each, source.batch_size) for each in teacher_trainings]
         example = next(iter(held_out.batches(1)))
         example = dataclasses.replace(example, inputs=held_out.normalized(example.inputs))
-        plan = _plan(method, teachers, student, baselines, teacher_trainings, training, example, seed)
+        sources = teacher_source, source
+        plan = _plan(method, teachers, student, baselines, teacher_trainings, training, sources, example, seed)
         settings = _settings(config, method, baselines, teacher_trainings, training, seed)
         context = Context(
             accelerator=accelerator,
-            train=source,
             classes=plan.classes,
             holdout=held_out,
             seed=seed,
@@ -191,7 +200,7 @@ def distill(
                     for (name, module), how in zip(plan.teachers.items(), teacher_trainings, strict=True)
                 },
                 "student network": _fingerprint(plan.student, values=False),
-                "rows": [part and part.rows for part in (source, held_out, tested)],
+                "rows": [part and part.rows for part in (source, held_out, tested, teacher_source)],
             },
         )
         found = _Found()
@@ -199,7 +208,7 @@ def distill(
             found = _on_main(accelerator, lambda: _open(context, plan, settings, resume, keep_checkpoints, cleanup))
         if found.summary is None:
             frozen = _train(context, plan, found, cache_logits)
-            summary = _summarise(context, plan, settings, tested, example.inputs[:1])
+            summary = _summarise(context, plan, settings, tested, example.inputs[:1], about)
             if context.folder is not None:
                 context.folder.finish(summary)
             context.stop_if_asked()
@@ -317,9 +326,11 @@ def _plan(
     baselines: Sequence[str],
     teacher_trainings: Sequence[Training | None],
     training: Training,
+    sources: tuple[Source, Source],
     example: Rows,
     seed: int,
 ) -> _Plan:
+    """Of the ``sources`` the first is for the teachers, the second for the students."""
     comparisons = method.comparisons()
     for name in baselines:
         if name not in comparisons:
@@ -341,7 +352,7 @@ def _plan(
     modules = {name: module for name, (module, _) in built.items()}
     networks, labels = dict(modules), {name: name for name in names}
     stages = [
-        Stage(name, modules[name], label_loss, how, name)
+        Stage(name, modules[name], label_loss, how, name, sources[0])
         for name, how in zip(names, teacher_trainings, strict=True)
         if how is not None
     ]
@@ -351,7 +362,10 @@ def _plan(
         if name != "student":
             networks[name] = _twin(student_module, student, seed, example.inputs)
         labels[name] = how.label
-        stages.append(Stage(name, networks[name], how.loss, training, "student"))
+        converting = how if isinstance(how, Converting) else None
+        if converting is not None:
+            converting.prepare(networks[name], list(modules.values()))
+        stages.append(Stage(name, networks[name], how.loss, training, "student", sources[1], converting))
     return _Plan(modules, networks, labels, stages, classes)
 
 
@@ -463,7 +477,7 @@ def _train(context: Context, plan: _Plan, found: _Found, cache: bool) -> list[Fr
         if not frozen and stage.name not in plan.teachers:
             frozen = [FrozenTeacher(module.to(device)) for module in plan.teachers.values()]
             share = LARGEST_CACHE_BYTES // len(frozen) if cache else 0
-            logits = [TeacherLogits(each, context.train, device, cache_bytes=share) for each in frozen]
+            logits = [TeacherLogits(each, stage.train, device, cache_bytes=share) for each in frozen]
         if stage.name in found.weights:
             put_weights(stage.module, found.weights[stage.name], f"{stage.name}.safetensors")
         else:
@@ -474,7 +488,12 @@ def _train(context: Context, plan: _Plan, found: _Found, cache: bool) -> list[Fr
 
 
 def _summarise(
-    context: Context, plan: _Plan, settings: dict[str, Any], tested: Source | None, example: Tensor
+    context: Context,
+    plan: _Plan,
+    settings: dict[str, Any],
+    tested: Source | None,
+    example: Tensor,
+    about: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The final table as data; test rows are read here and nowhere else."""
     rows = []
@@ -490,9 +509,10 @@ def _summarise(
                 "label": plan.labels[name],
                 "accuracy": correct / count,
                 "holdout_accuracy": held_correct / held_rows,
-                **describe(network, example),
+                **describe(network, example, about),
                 "best_epoch": result.get("best_epoch"),
                 "seconds": result.get("seconds"),
+                "facts": result.get("facts"),
             }
         )
     summary: list[Any] = [
@@ -501,6 +521,7 @@ def _summarise(
             "method": settings["method"],
             "seed": context.seed,
             "measured_on": "holdout" if tested is None else "test",
+            "input_shape": list(example.shape[1:]),
             "rows": rows,
         }
     ]

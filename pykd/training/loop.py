@@ -95,6 +95,8 @@ def learning_rate(training: Training, step: int, steps: int) -> float:
     done = (step - warm) / max(1, steps - warm)
     if training.schedule == "cosine":
         return training.lr * 0.5 * (1 + math.cos(math.pi * done))
+    if training.schedule == "flat_linear":
+        return training.lr * min(1.0, 2 * (1 - done))
     if training.schedule == "step":
         return training.lr * 0.1 ** ((done >= 0.5) + (done >= 0.75))
     return training.lr
@@ -135,7 +137,6 @@ class Context:
 
     Args:
         accelerator: the only one.
-        train: what to train on.
         classes: number of logits.
         holdout: decides which epoch's weights are kept.
         seed: with a stage's ``stream``, the epoch and the step it decides every random number.
@@ -150,7 +151,6 @@ class Context:
     """
 
     accelerator: Accelerator
-    train: Source
     classes: int
     holdout: Source
     seed: int
@@ -174,6 +174,8 @@ class Context:
 class Fit:
     """Trains ``stage.module`` and leaves it with the weights of the epoch that did best on the held-out rows.
 
+    Where the stage's method converts it, what is trained is another module, and ``stage.module`` is made of it.
+
     Args:
         run: what the stages share.
         stage: what to train, and how.
@@ -193,11 +195,16 @@ class Fit:
         self._teachers = teachers
         self._device = run.accelerator.device
         self._rank, self._world = run.accelerator.process_index, run.accelerator.num_processes
-        self._batches = run.train.batches(
-            self._training.batch_size, shuffle=run.train.shuffle, rank=self._rank, world=self._world
+        self._batches = stage.train.batches(
+            self._training.batch_size, shuffle=stage.train.shuffle, rank=self._rank, world=self._world
         )
         self._steps = len(self._batches)
+        self._keep_best = stage.converting is None or stage.converting.keep == "best"
         self._module = stage.module.to(self._device)
+        if stage.converting is not None:
+            set_seed(derive(run.seed, "prepare", stage.name) % 2**32)
+            networks = [each.teacher.module for each in teachers]
+            self._module = stage.converting.prepare(stage.module, networks).to(self._device)
         parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         if not parameters:
             raise PykdError(f"{stage.name} has no trainable parameters: set requires_grad on those to train")
@@ -229,10 +236,15 @@ class Fit:
                 self._epoch()
         finally:
             reporter.stop()
-        put_weights(self._module, self._best, "best epoch")
+        if self._keep_best:
+            put_weights(self._module, self._best, "best epoch")
         result: dict[str, Any] = {"seconds": at.seconds, "best_epoch": at.best_epoch}
+        if self._stage.converting is not None:
+            result["facts"] = self._stage.converting.finish(self._module, self._stage.module)
+            for sentence in result["facts"].get("warnings", []):
+                reporter.say(f"{self._stage.name}: {sentence}")
         if self._run.folder is not None:
-            result["sha256"] = self._run.folder.write_weights(self._stage.name, self._module)
+            result["sha256"] = self._run.folder.write_weights(self._stage.name, self._stage.module)
         self._run.finished = {**self._run.finished, self._stage.name: result}
         if self._world > 1:
             self._run.accelerator.free_memory()
@@ -255,17 +267,17 @@ class Fit:
         self._end_epoch()
 
     def _step(self, step: int, rows: Rows, seed: Tensor) -> None:
-        training = self._training
+        training, stage = self._training, self._stage
         rate = learning_rate(training, self._at.epoch * self._steps + step, training.epochs * self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad()
         if self._at.epoch == 0:
-            self._run.train.check_labels(rows.labels, self._run.classes)
+            stage.train.check_labels(rows.labels, self._run.classes)
         inputs = rows.inputs.to(self._device, non_blocking=True)
         if self._run.augment is not None and training.augment:
             inputs = self._augmented(inputs, rows, step, self._run.augment)
-        inputs = self._run.train.normalized(inputs)
+        inputs = stage.train.normalized(inputs)
         rows = replace(rows, inputs=inputs, labels=rows.labels.to(self._device, non_blocking=True))
         parts = max(1, min(training.accumulate, rows.weight))
         for index in range(parts):
@@ -273,9 +285,18 @@ class Fit:
             share = part.weight / part.total
             positions = None if training.augment else part.positions
             teach = [partial(teacher, part.inputs, positions) for teacher in self._teachers]
-            batch = Batch(part.inputs, part.labels, seed, part.offset, teach)
+            batch = Batch(
+                part.inputs,
+                part.labels,
+                seed,
+                part.offset,
+                teach,
+                epoch=self._at.epoch,
+                epochs=training.epochs,
+                train_rows=stage.train.rows if stage.train.by_row else self._steps * rows.total,
+            )
             with self._precision():
-                loss = self._stage.loss(self._network, batch)
+                loss = stage.loss(self._network, batch)
             # Gradients are averaged over the processes; the loss is a mean over the rows of the part.
             weighted = loss if share == 1 else loss * (share * self._world)
             with nullcontext() if index == parts - 1 else self._run.accelerator.no_sync(self._network):
@@ -381,9 +402,10 @@ class Fit:
             for buffer in self._module.buffers():
                 broadcast(buffer)
         correct, rows = accuracy(self._module, run.holdout, run.accelerator)
-        if correct / rows >= at.best_accuracy:  # of equal epochs the last: it has trained longest
+        # Of equal epochs the last: it has trained longest.
+        if not self._keep_best or correct / rows >= at.best_accuracy:
             at.best_accuracy, at.best_epoch = correct / rows, at.epoch + 1
-            self._best = weights(self._module)
+            self._best = weights(self._module) if self._keep_best else {}
         losses = run.accelerator.reduce(self._losses.clone())
         at.seconds = time.perf_counter() - self._begun
         row = {

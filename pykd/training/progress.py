@@ -15,6 +15,19 @@ from rich.table import Table
 REFRESH_SECONDS = 0.1
 PLAIN_WIDTH = 120
 
+# Of the table: the key in a row, the title, the form. A column that no row has is left out.
+COLUMNS = {
+    "accuracy": ("accuracy", "{:.2%}"),
+    "parameters": ("parameters", "{:,}"),
+    "nonzeros": ("non-zeros", "{:,}"),
+    "bytes": ("bytes", "{:,}"),
+    "ratio": ("smaller", "{:.1f}x"),
+    "file_bytes": ("file", "{:,}"),
+    "file_ratio": ("smaller", "{:.1f}x"),
+    "latency_ms": ("latency (ms)", "{:.3f}"),
+    "seconds": ("training (s)", "{:.1f}"),
+}
+
 
 class Reporter:
     """Speaks on standard error, or not at all (``visible=False``)."""
@@ -94,17 +107,11 @@ def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
     table = Table(box=SIMPLE_HEAD if console.is_terminal else None, header_style="bold")
     table.add_column("")
     rows: Sequence[Mapping[str, Any]] = summary["rows"]
-    titles = ("accuracy", "parameters", "non-zeros", "bytes", "latency (ms)", "training (s)")
-    for title in titles:
-        table.add_column(f"{summary['measured_on']} {title}" if title == "accuracy" else title, justify="right")
+    shown = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
+    for key in shown:
+        title, _ = COLUMNS[key]
+        table.add_column(f"{summary['measured_on']} {title}" if key == "accuracy" else title, justify="right")
     for row in rows:
-        table.add_row(
-            row["label"],
-            f"{row['accuracy']:.2%}",
-            f"{row['parameters']:,}",
-            f"{row['nonzeros']:,}",
-            f"{row['bytes']:,}",
-            f"{row['latency_ms']:.3f}",
-            f"{row['seconds']:.1f}" if row["seconds"] is not None else "-",
-        )
+        cells = ("-" if row.get(key) is None else COLUMNS[key][1].format(row[key]) for key in shown)
+        table.add_row(row["label"], *cells)
     console.print(table)

@@ -1,6 +1,5 @@
 """A run's folder: what lies in it, and that nothing in it is ever half-written."""
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -10,8 +9,8 @@ import reprlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from pykd._files import write_atomically, writing
 from pykd.config import dump
 from pykd.errors import PykdError
 
@@ -37,51 +37,6 @@ FREE_SETTINGS = (
     "data.download",
     "data.memory_limit_gib",
 )
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns an ``OSError`` into one sentence about ``path``."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise PykdError(f"no space is left to write {path}: free some and continue with --resume") from error
-        raise PykdError(f"cannot write {path}: {error.strerror or error}; give another --out") from error
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Writes a file down to the disk, not atomically."""
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in ``folder`` last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """``path`` holds either what it held before or all of ``content``, whenever the machine stops.
-
-    Raises:
-        PykdError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path):
-        try:
-            write_synced(temporary, content)
-            temporary.replace(path)
-            sync_folder(path.parent)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

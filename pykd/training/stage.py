@@ -4,13 +4,16 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pykd.config import Training
+
+if TYPE_CHECKING:
+    from pykd.training.batches import Source
 
 
 @dataclass
@@ -24,6 +27,9 @@ class Batch:
         row_offset: index of the first row in the whole batch of the step.
         teach: for each teacher a function that gives its logits of these rows; asked at most once, and only by a loss
             that wants them.
+        epoch: number of the epoch, from 0.
+        epochs: of the stage.
+        train_rows: rows of the training data.
     """
 
     inputs: Tensor
@@ -31,6 +37,9 @@ class Batch:
     seed: Tensor
     row_offset: int
     teach: Sequence[Callable[[], Tensor]]
+    epoch: int = 0
+    epochs: int = 1
+    train_rows: int = 1
 
     @cached_property
     def teacher_logits(self) -> Tensor:
@@ -65,23 +74,9 @@ def label_loss(network: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(network(batch.inputs), batch.labels)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One network's training.
-
-    Args:
-        name: of its weights file, its metrics and its row in the summary.
-        module: what is trained.
-        loss: mean over the rows of a batch; it calls the network it is given, which may be a wrapped ``module``.
-        training: how.
-        stream: stages of one stream see the same batches, noise seeds and dropout.
-    """
-
-    name: str
-    module: nn.Module
-    loss: Loss
-    training: Training
-    stream: str
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The module that is trained: a loss is given a wrapped one where several processes train."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
 
 
 class Method(Protocol):
@@ -96,6 +91,50 @@ class Method(Protocol):
 
     def comparisons(self) -> "Mapping[str, Method]":
         """Other ways to train the same student, by the name of the baseline."""
+
+
+@runtime_checkable
+class Converting(Method, Protocol):
+    """A method that trains another module in the student's place, and makes the student out of it at the end."""
+
+    @property
+    def keep(self) -> str:
+        """Which epoch's weights are finished: "best" on the held-out rows, or "last"."""
+
+    def prepare(self, student: nn.Module, teachers: Sequence[nn.Module]) -> nn.Module:
+        """A new module that is trained; ``student`` stays as it is.
+
+        It is also called, with networks that are not trained yet, before a run starts: to tell mistakes early.
+        """
+
+    def finish(self, trained: nn.Module, student: nn.Module) -> dict[str, Any]:
+        """Writes the result into ``student``; returns facts for its row in the summary, plain JSON data.
+
+        Sentences under "warnings" are told to the user.
+        """
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network's training.
+
+    Args:
+        name: of its weights file, its metrics and its row in the summary.
+        module: what is trained, or what ``converting`` makes the trained module of.
+        loss: mean over the rows of a batch; it calls the network it is given, which may be a wrapped one.
+        training: how.
+        stream: stages of one stream see the same batches, noise seeds and dropout.
+        train: the rows to learn from.
+        converting: the method, where it trains another module than ``module``.
+    """
+
+    name: str
+    module: nn.Module
+    loss: Loss
+    training: Training
+    stream: str
+    train: "Source"
+    converting: Converting | None = None
 
 
 def derive(*parts: int | str) -> int:

@@ -52,7 +52,7 @@ class TeacherLogits:
     """
 
     def __init__(self, teacher: FrozenTeacher, source: Source, device: torch.device, *, cache_bytes: int) -> None:
-        self._teacher = teacher
+        self.teacher = teacher
         self._source = source
         self._device = device
         self._cache_bytes = cache_bytes if source.indexed else 0
@@ -61,19 +61,19 @@ class TeacherLogits:
     def __call__(self, inputs: Tensor, positions: Tensor | None) -> Tensor:
         """Logits of the rows ``inputs``, which stand at ``positions`` in the training data."""
         if positions is None or not self._cache_bytes:
-            return self._teacher(inputs)
+            return self.teacher(inputs)
         if self._logits is None:
             self._logits = self._compute()
         if self._logits is None:
             self._cache_bytes = 0
-            return self._teacher(inputs)
+            return self.teacher(inputs)
         return self._logits.index_select(0, positions.to(self._device))
 
     def _compute(self) -> Tensor | None:
         kept: list[Tensor] = []
         with torch.autocast(self._device.type, enabled=False):
             for rows in self._source.batches(self._source.large_batch):
-                kept.append(self._teacher(self._source.normalized(rows.inputs.to(self._device))))
+                kept.append(self.teacher(self._source.normalized(rows.inputs.to(self._device))))
                 if kept[0][0].nbytes * self._source.rows > self._cache_bytes:
                     return None
         return torch.cat(kept)

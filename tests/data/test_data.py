@@ -90,6 +90,38 @@ def test_held_out_share_is_stratified_and_decided_by_the_seed(share):
     assert any(not held.equal(data.stratified(labels, share, seed=seed)[1]) for seed in range(4))
 
 
+@pytest.mark.parametrize("count", [1, 5, 80])
+def test_students_may_learn_from_few_rows_of_each_class(count):
+    every = data.load(Data(name="digits"), seed=1)
+    few = data.load(Data(name="digits", per_class=count), seed=1)
+    assert few.train.labels.bincount().tolist() == [count] * 10
+    for part in ("teacher_train", "holdout", "test"):
+        assert getattr(few, part).images.equal(getattr(every, part).images)
+    assert every.train.images.equal(every.teacher_train.images)
+    images = {image.numpy().tobytes() for image in every.train.images}
+    assert images.issuperset(image.numpy().tobytes() for image in few.train.images)
+    assert data.load(Data(name="digits", per_class=count), seed=1).train.images.equal(few.train.images)
+    fewer = data.few(every.train.labels, count, seed=1)
+    assert set(fewer.tolist()) <= set(data.few(every.train.labels, count + 1, seed=1).tolist())
+    assert not fewer.equal(data.few(every.train.labels, count, seed=2))
+
+
+def test_too_few_rows_of_a_class_are_told():
+    smallest = int(data.load(Data(name="digits")).train.labels.bincount().min())
+    assert len(data.load(Data(name="digits", per_class=smallest)).train) == 10 * smallest
+    with pytest.raises(PykdError, match=rf"data\.per_class={smallest + 1}: class 8 has {smallest} training rows"):
+        data.load(Data(name="digits", per_class=smallest + 1))
+
+
+def test_a_run_with_few_rows_teaches_from_all(tmp_path):
+    changes = ["data.per_class=3", "teacher.training.epochs=1", "student.training.epochs=1", "baselines=[]"]
+    words = ["distill", "noisy_teacher-digits", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    result = CliRunner().invoke(app, [*words, *(word for change in changes for word in ("--set", change))])
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["step"]) for row in rows] == [("teacher", 21), ("student", 1)]
+
+
 def test_digits():
     splits = data.load(Data(name="digits", holdout=0.2), seed=1)
     assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [1154, 288, 355]
@@ -599,3 +631,24 @@ def test_an_epoch_on_real_cifar10(cifar10_folder, tmp_path):
     assert {"teacher", "student"} <= set(rows)
     assert rows["teacher"]["accuracy"] > 0.2  # a guess is right once in ten
     assert f"{rows['student']['accuracy']:.2%}" in result.stdout
+
+
+def test_an_epoch_of_the_vgg_recipe_on_real_cifar10(cifar10_folder, tmp_path):
+    """Its networks an eighth and a sixteenth as wide, on few rows."""
+    settings = [
+        f"data={{name: imagefolder, root: {cifar10_folder}, per_class: 20, augment: crop_flip}}",
+        "teacher.width=0.125",
+        "teacher.training.epochs=1",
+        "student.width=0.0625",
+        "student.training.epochs=1",
+        "method.warmup_start=0",
+        "method.warmup_end=0",
+    ]
+    out = tmp_path / "run"
+    words = ["distill", "variational_student-cifar10", *(f"--set={each}" for each in settings), "--out", str(out)]
+    result = CliRunner().invoke(app, [*words, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads((out / "summary.json").read_text())["rows"]}
+    assert list(rows) == ["teacher", "alone", "kd", "sparse_vd", "kd_sparse_vd", "student"]
+    assert len(rows["student"]["facts"]["layers"]) == 15
+    assert rows["student"]["nonzeros"] < rows["alone"]["nonzeros"]

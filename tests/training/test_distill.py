@@ -205,6 +205,7 @@ def test_schedules() -> None:
 
     assert rates(schedule="constant") == [1.0] * 8
     assert rates(schedule="step") == pytest.approx([1.0] * 4 + [0.1] * 2 + [0.01] * 2)
+    assert rates(schedule="flat_linear") == [1.0] * 5 + [0.75, 0.5, 0.25]
     assert rates(schedule="constant", warmup=0.5) == [0.25, 0.5, 0.75, 1.0] + [1.0] * 4
     cosine = rates(schedule="cosine")
     assert cosine[0] == 1.0

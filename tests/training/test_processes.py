@@ -67,6 +67,18 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         )
 
 
+def test_two_processes_train_one_variational_student(tmp_path: Path) -> None:
+    changes = ["teacher.training.epochs=1", "student.training={epochs: 1, batch_size: 22, optimizer: sgd, lr: 0.01}"]
+    changes += ["method.warmup_end=0", "method.warmup_start=0", "method.norm=l1_l2", "method.lambda_g=0.01"]
+    words = ["pykd.cli", "distill", "variational_student-digits", "--device", "cpu"]
+    words += [word for each in [*changes, "baselines=[bayesian_compression]"] for word in ("--set", each)]
+    run("-m", *words, "--out", tmp_path / "one")
+    run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", *words, "--out", tmp_path / "two")
+    for name in ("bayesian_compression", "student"):
+        whole, shared = (load_file(tmp_path / side / f"{name}.safetensors") for side in ("one", "two"))
+        torch.testing.assert_close(shared, whole, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_stopped_by_a_signal_saves_and_says_so(tmp_path: Path, number: int) -> None:
     out = tmp_path / "run"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import pykd
+from pykd._files import write_atomically
 from pykd.config import Training
 from pykd.errors import Interrupted, PykdError
 from pykd.training import Batch, Run
@@ -283,7 +284,7 @@ def test_full_disk_leaves_a_run_that_goes_on(whole: Path, tmp_path: Path, monkey
 @pytest.mark.parametrize("call", range(1, 7))
 def test_weights_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     target = tmp_path / "a.safetensors"
-    pykd.training.run_folder.write_atomically(target, b"old")
+    write_atomically(target, b"old")
     calls = 0
 
     def failing(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -299,7 +300,7 @@ def test_weights_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytes
     for name in ("fsync", "replace", "open", "close"):
         monkeypatch.setattr(os, name, failing(getattr(os, name)))
     with suppress(PykdError):
-        pykd.training.run_folder.write_atomically(target, b"new")
+        write_atomically(target, b"new")
     monkeypatch.undo()
     assert target.read_bytes() in (b"old", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
