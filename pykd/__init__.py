@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pykd import config, data, deploy, errors, methods, models, ops, reference, training
-    from pykd.training import distill
+    from pykd import config, data, deploy, errors, methods, models, nn, ops, pruning, reference, sparse, training
+    from pykd.training.distill import distill
 
 try:
     __version__ = version("pykd")
@@ -29,8 +29,11 @@ __all__ = [
     "errors",
     "methods",
     "models",
+    "nn",
     "ops",
+    "pruning",
     "reference",
+    "sparse",
     "training",
 ]
 

@@ -1,12 +1,12 @@
-"""The command line: ``pykd distill | evaluate | compare | reproduce | recipes | doctor``.
+"""The command line: ``pykd distill | evaluate | export | compare | reproduce | recipes | doctor``.
 
 Torch and the pipelines are imported inside the commands that need them, so that help and mistakes are told at once.
 """
 
+import hashlib
 import json
 import os
 import re
-import statistics
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pykd.training import Run
 
 RUNS = Path("runs")
+MODEL_FILE = ".pykd.safetensors"
 
 
 class _Group(TyperGroup):
@@ -139,35 +140,121 @@ def distill(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder, or one safetensors file in it.")],
+    run: Annotated[Path, typer.Argument(help="A run folder, one safetensors file in it, or a model file.")],
     assignments: Assignments = None,
 ) -> None:
-    """Evaluate a run's weights on the test data anew, on the CPU."""
-    folder, roles = (run.parent, [run.stem]) if run.is_file() else (run, [])
-    config = _stored(folder, assignments or [])
+    """Evaluate a run's networks, or a model file, on the test data anew, on the CPU.
+
+    "bytes" are those of a dense float32 file, "file" those of the model file that pykd export writes; "smaller" is how
+    often they go into the dense bytes of the run's teacher.
+
+    A model file outside a run folder needs --set data.name=NAME where it does not name its data itself.
+    """
+    if run.name.endswith(MODEL_FILE):
+        _evaluate_file(run, assignments or [])
+        return
+    folder, role, config = _located(run, assignments or [])
 
     from pykd import data
-    from pykd.methods import METHODS
     from pykd.training import evaluate as measure
-    from pykd.training import show
 
-    method = _method(config, METHODS)
-    labels = {name: name for name in config.teachers}
-    labels |= {name: each.label for name, each in method.comparisons().items() if name in config.baselines}
-    labels["student"] = method.label
-    if roles and roles[0] not in labels:
-        raise ConfigError(f"{run} is none of a run's weights: {', '.join(f'{role}.safetensors' for role in labels)}")
-    files = {role: folder / f"{role}.safetensors" for role in roles or labels}
+    labels = _labels(config)
+    files = {each: _weights_file(folder, each) for each in ([role] if role else labels)}
     files = {role: file for role, file in files.items() if file.exists()}
     if not files:
         raise PykdError(f"{folder} holds no weights yet: finish the run with --resume --out {folder}")
     splits = data.load(config.data, seed=config.seed)
+    about = _about(config, splits)
     rows = []
     for role, file in files.items():
-        described = config.teachers.get(role, config.student)
-        module = _network(described.model_copy(update={"weights": str(file)}), role, splits)()
-        rows.append({"name": role, "label": labels[role], "seconds": None, **measure(module, splits.test)})
+        network = _finished_network(config, role, file, splits)
+        rows.append({"name": role, "label": labels[role], **measure(network, splits.test, about)})
+    _show_sizes(rows, folder)
+
+
+def _evaluate_file(file: Path, assignments: Sequence[str]) -> None:
+    from pykd import data, deploy
+    from pykd.training import evaluate as measure
+
+    network = deploy.load(file)
+    beside = file.parent / "config.yaml"
+    if beside.is_file():
+        config = _stored(file.parent, assignments)
+        described, seed = config.data, config.seed
+    else:
+        described, seed = recipes.load_data(network.model.provenance.get("data"), assignments), 0
+    splits = data.load(described, seed=seed)
+    row = {"name": file.name, "label": file.name, **measure(network, splits.test)}
+    _show_sizes([{**row, "file_bytes": file.stat().st_size, "file_reason": None}], file.parent)
+
+
+def _show_sizes(rows: list[dict[str, Any]], folder: Path) -> None:
+    """The table of networks' sizes beside that of the teacher in ``folder``, where there is one."""
+    from pykd.training import show
+
+    if (teacher := _weights_file(folder, "teacher")).exists():
+        dense = teacher.stat().st_size
+        for row in rows:
+            row["ratio"] = dense / row["bytes"]
+            row["file_ratio"] = row["file_bytes"] and dense / row["file_bytes"]
     show({"measured_on": "test", "rows": rows})
+    for row in rows:
+        if reason := row.get("file_reason"):
+            typer.echo(f"{row['label']} has no model file: {reason}", err=True)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder, of which the student is taken, or one of its weights.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help=f"The model file; its name ends in {MODEL_FILE}.")],
+    values: Annotated[
+        Literal["float32", "float16", "bfloat16", "int8"],
+        typer.Option(help="How weights are stored; int8 with a scale for every output."),
+    ] = "float32",
+    block: Annotated[
+        str | None,
+        typer.Option(metavar="ROWSxCOLUMNS", help="Store weights in blocks, e.g. 4x4; single ones otherwise."),
+    ] = None,
+    licence: Annotated[str, typer.Option(help="A line that the file says about its licence.")] = "not stated",
+    assignments: Assignments = None,
+) -> None:
+    """Write a network as one small file, and check its answers on the held-out rows."""
+    if not output.name.endswith(MODEL_FILE):
+        raise ConfigError(f"-o {output}: the name of a model file ends in {MODEL_FILE}")
+    sides = re.fullmatch(r"([1-9]\d{0,6})x([1-9]\d{0,6})", block or "1x1")
+    if not sides:
+        raise ConfigError(f"--block {block}: write rows and columns, e.g. 4x4")
+    folder, role, config = _located(run, assignments or [])
+    role = role or "student"
+
+    from pykd import data
+    from pykd._files import write_atomically
+    from pykd.deploy.model_file import from_bytes, to_bytes
+    from pykd.deploy.network import FileNetwork
+    from pykd.deploy.tracing import described
+    from pykd.training.measure import agreement
+
+    if not (weights := _weights_file(folder, role)).exists():
+        raise PykdError(f"{folder} holds no weights of {role}: finish the run with --resume --out {folder}")
+    splits = data.load(config.data, seed=config.seed)
+    network = _finished_network(config, role, weights, splits)
+    example = splits.holdout[0][0][None]
+    about = _about(config, splits)
+    shape = (int(sides[1]), int(sides[2]))
+    model = described(network, example, values=values, block=shape, licence=licence, **about)
+    content = to_bytes(model)
+    found = agreement(network, FileNetwork(from_bytes(content)), splits.holdout)
+    write_atomically(output, content, then="export again")
+    line = f"{output}: {len(content):,} bytes"
+    if (teacher := _weights_file(folder, "teacher")).exists():
+        dense = teacher.stat().st_size
+        line += f", {dense / len(content):.1f} times smaller than the teacher's float32 file ({dense:,})"
+    typer.echo(line, err=True)
+    typer.echo(
+        f"on {found['rows']:,} held-out rows its answers differ by {found['difference']:.2g} at most (the largest is "
+        f"{found['largest']:.3g}); accuracy {found['accuracies'][1]:.2%}, the network's {found['accuracies'][0]:.2%}",
+        err=True,
+    )
 
 
 @app.command()
@@ -187,16 +274,41 @@ def compare(
     ] = False,
     device: Device = None,
 ) -> None:
-    """Run recipes with several seeds and settings: one table with mean and sample standard deviation."""
+    """Run recipes with several seeds and settings: one table with mean and sample standard deviation.
+
+    The folder holds table.md, table.json and figures: error-bytes.svg, and of the first seed's networks
+    log-alpha-*.svg and sparsity-*.svg.
+
+    Teachers that would be trained alike, from one seed, are trained once: the first run's serves the others. So it
+    is, too, where data.per_class differs, which cuts the students' rows alone.
+    """
     runs = _grid(recipe, grid or [], assignments or [], seeds)
     _check_methods(runs)
-    out = _grid_folder(f"compare-{recipes.recipe_name(recipe[0])}", out, resume)
+    out = _grid_folder(f"compare-{recipes.recipe_name(recipe[0])}", out, resume).resolve()
 
     def write(finished: Finished) -> str:
-        rows = _spread(finished)
-        return _write_table(out / "table", _accuracies(rows), rows)
+        from pykd.report import compared, markdown
+        from pykd.report.tables import ran_with
+        from pykd.training.run_folder import FREE_SETTINGS
 
-    _run_all(runs, out, write, resume=resume, device=device)
+        changes = [each for each in assignments or [] if each.partition("=")[0] not in FREE_SETTINGS]
+        record = {
+            "recipes": [recipes.recipe_name(each) for each in recipe],
+            "changes": changes,
+            "grid": grid or [],
+            "environment": ran_with(_environment(finished, out)),
+            "rows": compared(finished),
+        }
+        return _write_table(out / "table", markdown(record), record)
+
+    def draw(finished: Finished) -> None:
+        try:
+            _draw(finished, out)
+        except ImportError as error:
+            typer.echo(str(error), err=True)
+
+    runs = _with_shared_teachers(runs, out)
+    _run_all(runs, out, write, resume=resume, device=device, draw=draw)
 
 
 @app.command()
@@ -244,8 +356,7 @@ def reproduce(
         typer.echo(f"variants with several teachers are left out: they need {experiments.TEACHERS} seeds", err=True)
 
     def write(finished: Finished) -> str:
-        variant, (first, *_) = next(iter(finished.items()))
-        environment = json.loads((out / variant / f"seed-{first['seed']}" / "environment.json").read_bytes())
+        environment = _environment(finished, out)
         record = experiments.record(paper, finished, changes=changes, quick=quick, environment=environment)
         return _write_table(out / "reproduce", experiments.markdown(record), record)
 
@@ -289,6 +400,7 @@ def _distill(config: Config, out: Path, *, resume: bool, device: str | None) -> 
         ],
         student=_network(config.student, "student", splits),
         train=splits.train,
+        teacher_train=splits.teacher_train,
         holdout=splits.holdout,
         test=splits.test,
         teacher_training=[None if each.weights else each.training for each in config.teachers.values()],
@@ -299,7 +411,46 @@ def _distill(config: Config, out: Path, *, resume: bool, device: str | None) -> 
         resume=resume,
         device=device,
         config=config,
+        about=_about(config, splits),
     )
+
+
+def _located(run: Path, assignments: Sequence[str]) -> tuple[Path, str | None, Config]:
+    """The run folder that ``run`` is or lies in, the network whose weights it is, and the run's settings."""
+    if not run.is_file():
+        return run, None, _stored(run, assignments)
+    config = _stored(run.parent, assignments)
+    if run.stem not in (labels := _labels(config)):
+        raise ConfigError(f"{run} is none of a run's weights: {', '.join(f'{each}.safetensors' for each in labels)}")
+    return run.parent, run.stem, config
+
+
+def _labels(config: Config) -> dict[str, str]:
+    """The networks of a run, and what a table calls them."""
+    from pykd.methods import METHODS
+
+    method = _method(config, METHODS)
+    labels = {name: name for name in config.teachers}
+    labels |= {name: each.label for name, each in method.comparisons().items() if name in config.baselines}
+    return labels | {"student": method.label}
+
+
+def _weights_file(folder: Path, role: str) -> Path:
+    return folder / f"{role}.safetensors"
+
+
+def _finished_network(config: Config, role: str, file: Path, splits: "Splits") -> "Module":
+    described = config.teachers.get(role, config.student)
+    return _network(described.model_copy(update={"weights": str(file)}), role, splits)()
+
+
+def _about(config: Config, splits: "Splits") -> dict[str, Any]:
+    """What a model file says beside the network."""
+    anywhere = config.data.model_copy(update={"root": None, "download": False})
+    settings = config.model_copy(update={"data": anywhere}).to_yaml()
+    recipe = hashlib.sha256(settings.encode()).hexdigest()[:16]
+    origin = {"method": config.method["name"], "seed": config.seed, "recipe": recipe, "data": config.data.name}
+    return {"normalization": splits.train.normalize, "class_names": splits.class_names, "provenance": origin}
 
 
 def _method(config: Config, methods: Mapping[str, Any]) -> Any:
@@ -335,13 +486,15 @@ def _run_all(
     resume: bool,
     device: str | None,
     needed: Collection[str] = (),
+    draw: Callable[[Finished], None] | None = None,
 ) -> None:
     """Does the runs of a grid that are not finished; after each, ``write`` writes the table of all that are.
 
-    A variant of which no run may fail, as others need them, is named in ``needed``.
+    A variant of which no run may fail, as others need them, is named in ``needed``. At the end ``draw`` makes figures.
     """
     summaries = [_finished(out / variant / f"seed-{config.seed}", config) for variant, config in runs]
     failures = []
+    finished: dict[str, list[dict[str, Any]]] = {}
     text = ""
     for number, (variant, config) in enumerate(runs):
         folder = out / variant / f"seed-{config.seed}"
@@ -357,13 +510,15 @@ def _run_all(
             failures.append(str(error))
             typer.echo(f"pykd: {error}", err=True)
             continue
-        finished: dict[str, list[dict[str, Any]]] = {}
+        finished = {}
         for (name, each), summary in zip(runs, summaries, strict=True):
             if summary:
                 finished.setdefault(name, []).append({"seed": each.seed, **summary})
         if _is_main_process():
             text = write(finished)
     typer.echo(text, nl=False)
+    if draw and finished and _is_main_process():
+        draw(finished)
     if failures:
         raise PykdError(f"{len(failures)} of {len(runs)} runs failed, the first: {failures[0]}")
 
@@ -447,45 +602,67 @@ def _finished(folder: Path, config: Config) -> dict[str, Any] | None:
     return summary if _stored(folder) == config else None
 
 
-def _spread(finished: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """A row for every network of every variant, over its seeds."""
-    rows = []
-    for variant, summaries in finished.items():
-        for first in summaries[0]["rows"]:
-            same = [row for summary in summaries for row in summary["rows"] if row["name"] == first["name"]]
-            row = {"run": variant, "name": first["name"], "label": first["label"]}
-            row |= {"seeds": [summary["seed"] for summary in summaries], "n": len(same)}
-            for key in ("accuracy", "parameters", "nonzeros", "bytes", "latency_ms", "seconds"):
-                values = [each[key] for each in same if each[key] is not None]
-                mean = statistics.fmean(values) if values else None
-                std = statistics.stdev(values) if len(values) > 1 else None
-                row[key] = {"mean": mean, "std": std, "values": values}
-            rows.append(row)
-    return rows
+def _with_shared_teachers(runs: Sequence[tuple[str, Config]], out: Path) -> list[tuple[str, Config]]:
+    """Of the runs that would train equal teachers, the first does; the others read the weights from its folder.
+
+    A run that has begun keeps the teachers it has, and of those that train some, one that has done so comes first.
+    """
+    folders = [out / variant / f"seed-{config.seed}" for variant, config in runs]
+    sources: dict[str, Path] = {}
+    shared = list(runs)
+    for index in sorted(range(len(runs)), key=lambda index: not _weights_file(folders[index], "teacher").exists()):
+        (variant, config), folder = runs[index], folders[index]
+        if any(teacher.weights for teacher in config.teachers.values()):
+            continue
+        data = config.data.model_dump(exclude={"per_class"})
+        key = repr((config.seed, data, {name: each.model_dump() for name, each in config.teachers.items()}))
+        source = sources.get(key, folder)
+        if (folder / "config.yaml").is_file():
+            weights = _stored(folder).teacher.weights
+            source = Path(weights).parent if weights else folder
+        sources.setdefault(key, source)
+        if source != folder:
+            teacher, *more = (
+                each.model_copy(update={"weights": str(_weights_file(source, name))})
+                for name, each in config.teachers.items()
+            )
+            shared[index] = variant, config.model_copy(update={"teacher": teacher, "more_teachers": more})
+    return shared
 
 
-def _accuracies(rows: Sequence[Mapping[str, Any]]) -> str:
-    from pykd.reproduce import table
+def _environment(finished: Finished, out: Path) -> dict[str, Any]:
+    """What the first of the runs was done with."""
+    variant, (first, *_) = next(iter(finished.items()))
+    environment: dict[str, Any] = json.loads(
+        (out / variant / f"seed-{first['seed']}" / "environment.json").read_bytes()
+    )
+    return environment
 
-    def accuracy(of: Mapping[str, Any]) -> str:
-        return f"{of['mean']:.2%}" + (f" ± {100 * of['std']:.2f}" if of["std"] is not None else "")
 
-    def mean(of: Mapping[str, Any], form: str) -> str:
-        return "-" if of["mean"] is None else format(of["mean"], form)
+def _draw(finished: Finished, out: Path) -> None:
+    """The figures of a comparison: of all its runs, and of the networks of every variant's first one."""
+    from pykd import report
+    from pykd._files import write_atomically
 
-    lines = [
-        ["run", "network", "test accuracy", "n", "parameters", "non-zeros", "bytes", "latency (ms)", "training (s)"]
-    ]
-    for row in rows:
-        sizes = [mean(row[key], ",.0f") for key in ("parameters", "nonzeros", "bytes")]
-        times = [mean(row["latency_ms"], ".3f"), mean(row["seconds"], ".1f")]
-        lines.append([row["run"], row["label"], accuracy(row["accuracy"]), str(row["n"]), *sizes, *times])
-    return table(lines)
+    rows = report.compared(finished)
+    if any(row["file_bytes"]["values"] for row in rows if row["name"] != "teacher"):
+        write_atomically(out / "error-bytes.svg", report.error_against_bytes(rows))
+    for variant, (first, *_) in finished.items():
+        for row in first["rows"]:
+            title = f"{variant}, {row['label']}, seed {first['seed']}"
+            name = f"{variant}-{row['name']}.svg"
+            layers = (row.get("facts") or {}).get("layers", {})
+            if any("log_alpha" in layer for layer in layers.values()):
+                write_atomically(out / f"log-alpha-{name}", report.log_alpha(row["facts"], title))
+            if any(layer["kept"] < layer["weights"] for layer in layers.values()):
+                weights = _weights_file(out / variant / f"seed-{first['seed']}", row["name"])
+                figure = report.sparsity(weights, layers, title, first.get("input_shape"))
+                write_atomically(out / f"sparsity-{name}", figure)
 
 
 def _write_table(file: Path, text: str, data: Any) -> str:
     """Writes ``file`` with the endings .md and .json; returns what the first holds."""
-    from pykd.training.run_folder import write_atomically
+    from pykd._files import write_atomically
 
     write_atomically(file.with_suffix(".md"), f"{text}\n".encode())
     write_atomically(file.with_suffix(".json"), (json.dumps(data, indent=2) + "\n").encode())

@@ -9,13 +9,13 @@ from typing import Any
 
 from pykd import config as recipes
 from pykd.config import Config, ConfigError
+from pykd.report.tables import interval, percent, ran_with, signed_percent, table
 
 CLEAN = "clean"  # the runs that train the teachers, the student alone, and the student by clean regression
 BEST = "best"  # stands for the cell with the best held-out accuracy
 NOISE = ("method.alpha=0.8", "method.sigma=0.3")
 CELL = "alpha=0.8,sigma=0.3"  # the one of the grid whose noise the other variants have
 TEACHERS = 3
-CONFIDENCE = 0.95
 READING = """\
 Mean and sample standard deviation over n seeds. The runs of a seed share teacher, initial weights, batches and held-out
 rows, so they are compared in pairs: in brackets the 95 % interval (Student's t) of the mean difference, which one seed
@@ -251,8 +251,8 @@ def record(
             claims.append({"claim": claim.text, "published": published, "kind": kind, "ours": ours, "verdict": verdict})
         best = by_name[BEST]["name"] if cells else None
         found[data] = {"recipe": f"{paper}-{data}", "rows": rows, "best": best, "claims": claims}
-    ran_with = {key: environment[key] for key in ("pykd", "git", "torch", "cpu") if environment.get(key)}
-    return {"paper": paper, "changes": list(changes), "quick": quick, "environment": ran_with, "data": found}
+    made_of = {"paper": paper, "changes": list(changes), "quick": quick}
+    return {**made_of, "environment": ran_with(environment), "data": found}
 
 
 def _row(
@@ -271,8 +271,6 @@ def _row(
 
 def _paired(ours: Sequence[Mapping[str, Any]], than: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """By how much ``ours`` err less than ``than``, each the mean of its rows, over the seeds that all have."""
-    from scipy.stats import t
-
     seeds = [seed for seed in ours[0]["error"] if all(seed in row["error"] for row in (*ours, *than))]
     if not seeds:
         return None
@@ -280,17 +278,14 @@ def _paired(ours: Sequence[Mapping[str, Any]], than: Sequence[Mapping[str, Any]]
     less = [
         each - statistics.fmean(row["error"][seed] for row in ours) for seed, each in zip(seeds, error, strict=True)
     ]
-    mean, scale = statistics.fmean(less), statistics.fmean(error)
-    interval = None
-    if len(seeds) > 1:
-        half = float(t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)) * statistics.stdev(less) / len(seeds) ** 0.5
-        interval = [mean - half, mean + half]
+    scale = statistics.fmean(error)
+    mean, low_high = interval(less)
     return {
         "seeds": len(seeds),
         "points": mean,
-        "points_interval": interval,
+        "points_interval": low_high,
         "relative": mean / scale if scale else None,
-        "relative_interval": [each / scale for each in interval] if scale and interval else None,
+        "relative_interval": [each / scale for each in low_high] if scale and low_high else None,
     }
 
 
@@ -329,7 +324,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         for row in of["rows"]:
             fewer = row["fewer_errors"]
             label = f"**{row['label']}** (best)" if row["name"] == of["best"] else row["label"]
-            errors = [_spread(list(row[key].values())) for key in ("holdout_error", "error")]
+            errors = [percent(list(row[key].values())) for key in ("holdout_error", "error")]
             lines.append([label, str(len(row["error"])), *errors, _effect(fewer, "points"), _effect(fewer, "relative")])
         parts.append(table(lines))
         if not of["claims"]:
@@ -343,27 +338,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _spread(errors: Sequence[float]) -> str:
-    deviation = f" ± {100 * statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
-    return f"{100 * statistics.fmean(errors):.2f}{deviation}"
-
-
 def _effect(found: Mapping[str, Any] | None, kind: str) -> str:
     if found is None or found[kind] is None:
         return ""
-    digits = 2 if kind == "points" else 1
-    low_high = [f"{100 * each:+.{digits}f}" for each in found[f"{kind}_interval"] or []]
-    return f"{100 * found[kind]:+.{digits}f}" + (f" [{', '.join(low_high)}]" if low_high else "")
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, aligned for a terminal; the first row is its head.
-
-    >>> print(table([["a", "long"], ["10", "1"]]))
-    | a  | long |
-    | -- | ---- |
-    | 10 | 1    |
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
-    return "\n".join("| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in lines)
+    return signed_percent(found[kind], found[f"{kind}_interval"], digits=2 if kind == "points" else 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pykd import cli
 from pykd.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +66,7 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("words", [["--help"], ["-h"], []])
 def test_help_names_every_command(words):
     result = pykd(*words)
-    commands = ("distill", "evaluate", "compare", "reproduce", "recipes", "doctor")
+    commands = ("distill", "evaluate", "export", "compare", "reproduce", "recipes", "doctor")
     assert all(command in result.output for command in commands)
 
 
@@ -79,8 +80,11 @@ def test_help_and_mistakes_need_no_torch(words):
 def test_recipes_are_listed():
     result = pykd("recipes")
     assert result.exit_code == 0
-    data = ("cifar10", "digits", "imagefolder", "mnist", "svhn")
-    assert [line.split()[0] for line in result.stdout.splitlines()] == [f"noisy_teacher-{name}" for name in data]
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [
+        *(f"noisy_teacher-{name}" for name in ("cifar10", "digits", "imagefolder", "mnist", "svhn")),
+        "sparse_vd-mnist",
+        *(f"variational_student-{name}" for name in ("cifar10", "digits", "mnist")),
+    ]
 
 
 def test_version_is_the_package_s():
@@ -245,7 +249,10 @@ def test_compare_makes_one_table_and_goes_on_where_it_stood(here):
     words = ["compare", DIGITS, *TINY, "--grid", "method.sigma=0.5,0", "--out", "grid"]
     first = pykd(*words, "--seeds", "2")
     assert first.exit_code == 0, first.output
-    rows = json.loads(Path("grid/table.json").read_text())
+    record = json.loads(Path("grid/table.json").read_text())
+    rows = record["rows"]
+    assert (record["recipes"], record["grid"]) == ([DIGITS], ["method.sigma=0.5,0"])
+    assert record["changes"] == [word.removeprefix("--set=") for word in TINY]
     assert [row["n"] for row in rows] == [2] * 8
     student = rows[3]
     runs = [json.loads(Path(f"grid/{student['run']}/seed-{seed}/summary.json").read_text()) for seed in (0, 1)]
@@ -262,11 +269,60 @@ def test_compare_makes_one_table_and_goes_on_where_it_stood(here):
     Path(f"grid/{student['run']}/seed-1/summary.json").unlink()
     again = pykd(*words, "--seeds", "3", "--resume")
     assert again.exit_code == 0, again.output
-    grown = json.loads(Path("grid/table.json").read_text())
+    grown = json.loads(Path("grid/table.json").read_text())["rows"]
     assert [row["seeds"] for row in grown] == [[0, 1, 2]] * 8
     assert grown[3]["accuracy"]["values"][:2] == values
     changed = [path for path, when in before.items() if path.stat().st_mtime_ns != when]
     assert [path.parent.name for path in changed] == ["seed-1"]
+
+
+def stages(run: str) -> set[str]:
+    return {json.loads(line)["stage"] for line in Path(run, "metrics.jsonl").read_text().splitlines()}
+
+
+def test_equal_teachers_are_trained_once(here):
+    words = ["compare", DIGITS, *TINY, "--set=baselines=[]", "--seeds=1", "--out=grid", "--set=data.root=/secret"]
+    first = pykd(*words, "--grid", "data.per_class=3,5")
+    assert first.exit_code == 0, first.output
+    run = f"grid/{DIGITS}+data.per_class={{}}/seed-0"
+    assert [stages(run.format(rows)) for rows in (3, 5)] == [{"teacher", "student"}, {"student"}]
+    files = [Path(run.format(rows), "teacher.safetensors").read_bytes() for rows in (3, 5)]
+    assert files[0] == files[1]
+    assert "/secret" not in Path("grid/table.json").read_text() + first.stdout
+
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("summary.json")}
+    again = pykd(*words, "--grid", "data.per_class=7,5,3", "--resume")
+    assert again.exit_code == 0, again.output
+    assert stages(run.format(7)) == {"student"}
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_different_teachers_are_not_shared(here):
+    grid = cli._grid([DIGITS], ["teacher.widths=[8],[9]", "data.holdout=0.1,0.2", "method.sigma=0,1"], [], 2)
+    weights = [config.teacher.weights for _, config in cli._with_shared_teachers(grid, here)]
+    own = [None, None]
+    expected = []
+    for variant, _ in grid[::4]:
+        expected += [*own, *(str(here / variant / f"seed-{seed}" / "teacher.safetensors") for seed in (0, 1))]
+    assert weights == expected
+
+
+def test_compare_draws_what_the_runs_found(here, monkeypatch):
+    words = ["compare", "variational_student-digits", *TINY, "--set=baselines=[kd]", "--seeds=1", "--out=grid"]
+    result = pykd(*words)
+    assert result.exit_code == 0, result.output
+    student = "variational_student-digits-student.svg"
+    figures = {"error-bytes.svg": "64x", f"log-alpha-{student}": "threshold", f"sparsity-{student}": "kept, %"}
+    assert {path.name for path in Path("grid").glob("*.svg")} <= figures.keys()
+    for name in ("error-bytes.svg", f"log-alpha-{student}"):
+        assert figures[name] in Path("grid", name).read_text()
+    assert "times smaller" in result.stdout
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    without = pykd(*words, "--resume")
+    assert without.exit_code == 0
+    assert "figures need matplotlib: run pip install 'pykd[report]'" in without.stderr.splitlines()
+    assert without.stdout == result.stdout
 
 
 def test_a_failed_run_does_not_end_the_grid(here):
@@ -274,7 +330,7 @@ def test_a_failed_run_does_not_end_the_grid(here):
     result = pykd("compare", DIGITS, *TINY, *words, "--out", "grid")
     assert result.exit_code == 1
     assert "1 of 2 runs failed" in result.stderr
-    assert {row["run"] for row in json.loads(Path("grid/table.json").read_text())} == {
+    assert {row["run"] for row in json.loads(Path("grid/table.json").read_text())["rows"]} == {
         "noisy_teacher-digits+student.training.lr=0.001"
     }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_cli import TINY, pykd
 
-from pykd import reproduce
+from pykd import report, reproduce
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -21,7 +21,11 @@ BLOCKS = [
     for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
 ]
 NOISY_TEACHER = (ROOT / "docs" / "noisy_teacher.md").read_text()
-COMMANDS = re.findall(r"^(pykd .+)$", "".join(re.findall(r"^```sh\n(.*?)^```", NOISY_TEACHER, re.M | re.S)), re.M)
+VARIATIONAL_STUDENT = (ROOT / "docs" / "variational_student.md").read_text()
+
+
+def commands(page):
+    return re.findall(r"^(pykd .+)$", "".join(re.findall(r"^```sh\n(.*?)^```", page, re.M | re.S)), re.M)
 
 
 @pytest.mark.parametrize("code", BLOCKS)
@@ -46,18 +50,21 @@ def test_tables_come_from_the_records():
     assert table.replaced(page, "\n\n".join(table.tables(record) for record in records)) == page
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", commands(NOISY_TEACHER) + commands(VARIATIONAL_STUDENT))
 def test_commands_run(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     few = [] if "--quick" in command or "distill" in command else ["--seeds=1"]
-    _, *words = shlex.split(command.replace("data.name=mnist", "data.name=digits"))
-    result = pykd(*words, *TINY, *few)
+    tiny = TINY
+    if "sparse_vd-" in command:  # its networks have no widths
+        tiny = [*(word for word in TINY if "widths" not in word), "--set=data.name=digits"]
+    _, *words = shlex.split(re.sub("(data.name=|variational_student-)mnist", r"\1digits", command))
+    result = pykd(*words, *tiny, *few)
     assert result.exit_code == 0, result.output
     assert "%" in result.stdout
 
 
 def test_every_variant_has_its_command():
-    text = " ".join(COMMANDS)
+    text = " ".join(commands(NOISY_TEACHER))
     for variant in reproduce.NOISY_TEACHER:
         for change in variant.changes:
             assert change.partition("=")[0] in text or "hinton" in change
@@ -70,3 +77,12 @@ def test_reproduced_tables_come_from_the_records(data):
     shown, end, _ = rest.partition("\n\n<!-- end -->")
     assert end
     assert shown == (reproduce.markdown(json.loads(record.read_text())) if record.exists() else "Not measured yet.")
+
+
+@pytest.mark.parametrize("name", re.findall(r"<!-- compare: ([\w-]+) -->", VARIATIONAL_STUDENT))
+def test_compared_tables_come_from_the_records(name):
+    record = ROOT / "benchmarks" / "results" / "compare" / f"{name}.json"
+    _, _, rest = VARIATIONAL_STUDENT.partition(f"<!-- compare: {name} -->\n\n")
+    shown, end, _ = rest.partition("\n\n<!-- end -->")
+    assert end
+    assert shown == (report.markdown(json.loads(record.read_text())) if record.exists() else "Not measured yet.")

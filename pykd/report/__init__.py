@@ -1,0 +1,6 @@
+"""What runs say, in tables and figures."""
+
+from pykd.report.comparison import compared, markdown
+from pykd.report.figures import error_against_bytes, log_alpha, sparsity
+
+__all__ = ["compared", "error_against_bytes", "log_alpha", "markdown", "sparsity"]

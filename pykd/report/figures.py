@@ -1,0 +1,250 @@
+"""Figures as SVG: the same data give the same bytes; they stand on a white ground of their own."""
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pykd.errors import PykdError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TEACHER = "teacher"
+SMALLER = (64, 256)  # the lines of error_against_bytes
+CELLS = 128  # of a sparsity map's side, at most
+ACROSS = 4  # panels in a row
+# Okabe & Ito's colours, which colour-blind readers can tell, with a mark each for those who see none.
+LOOKS = list(zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"), "osD^vPX", strict=True))
+STYLE = {
+    "svg.hashsalt": "pykd",
+    "svg.fonttype": "none",  # text stays text
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def error_against_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Test error over the bytes of the model file: a mark for each network of each variant, with its spread over seeds.
+
+    Marks of one network are joined from the smallest file to the largest and say what their variant changes; the
+    teacher's error is a level line, and its dense float32 file divided by 64 and by 256 are upright ones.
+
+    Args:
+        rows: what :func:`pykd.report.compared` gives.
+
+    Returns:
+        An SVG file.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        PykdError: no network of the rows has a model file.
+    """
+    marks: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["name"] != TEACHER and row["file_bytes"]["values"]:
+            marks.setdefault(row["label"], []).append(row)
+    if not marks:
+        raise PykdError("no network has a model file to count: run the comparison with networks that can be exported")
+    teachers = {round(row["bytes"]["mean"]): row for row in rows if row["name"] == TEACHER}
+
+    def draw(figure: "Figure") -> None:
+        from matplotlib.ticker import LogLocator
+
+        axes = figure.add_subplot()
+        for number, (label, of) in enumerate(marks.items()):
+            colour, mark = LOOKS[number % len(LOOKS)]
+            # A baseline that the grid does not change is one mark.
+            places = {(row["file_bytes"]["mean"], 100 * row["error"]["mean"]): row for row in of}
+            for (size, error), row in sorted(places.items()):
+                errors, sizes = row["error"]["values"], row["file_bytes"]["values"]
+                if len(errors) == len(sizes):
+                    axes.plot(sizes, [100 * each for each in errors], mark, color=colour, markersize=3, alpha=0.35)
+                if len(places) > 1:
+                    change = re.sub(r"(\w+\.)+(?=\w+=)", "", row["run"].partition("+")[2])
+                    axes.annotate(change, (size, error), (4, 4), textcoords="offset points", fontsize=6, color=colour)
+            of = [places[place] for place in sorted(places)]
+            axes.errorbar(
+                [row["file_bytes"]["mean"] for row in of],
+                [100 * row["error"]["mean"] for row in of],
+                xerr=[row["file_bytes"]["std"] or 0 for row in of],
+                yerr=[100 * (row["error"]["std"] or 0) for row in of],
+                fmt=mark,
+                linestyle="-",
+                linewidth=0.8,
+                color=colour,
+                capsize=2,
+                label=label,
+            )
+        for size, row in teachers.items():
+            level = 100 * row["error"]["mean"]
+            axes.axhline(level, color="black", linewidth=0.8, label=f"teacher, {size:,} bytes dense")
+            for factor in SMALLER:
+                axes.axvline(size / factor, color="black", linewidth=0.8, linestyle=":")
+                top = axes.get_xaxis_transform()
+                axes.text(size / factor, 1.01, f"{factor}x", transform=top, ha="center", fontsize=7)
+        axes.set_xscale("log", subs=())
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("bytes of the model file")
+        axes.set_ylabel("test error, %")
+        axes.grid(linewidth=0.3, alpha=0.5)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+
+    return _svg((8.0, 4.5), draw)
+
+
+def log_alpha(facts: Mapping[str, Any], title: str) -> bytes:
+    """Histograms of log alpha, one a layer, with the threshold from which on weights are cut away.
+
+    Args:
+        facts: of a finished network with variational layers, as in a summary's row.
+        title: of the figure.
+
+    Returns:
+        An SVG file.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        PykdError: no layer has a histogram.
+
+    Example:
+        >>> layer = dict(weights=4, kept=1, threshold=3.0, log_alpha=[1, 3])
+        >>> log_alpha({"log_alpha_edges": [-20, 0, 20], "layers": {"fc": layer}}, "student")[:5]
+        b'<?xml'
+    """
+    layers = {name: layer for name, layer in facts["layers"].items() if "log_alpha" in layer}
+    if not layers:
+        raise PykdError(f"{title}: no layer is variational, so that there is no log alpha to show")
+    edges = np.asarray(facts["log_alpha_edges"])
+
+    def draw(figure: "Figure") -> None:
+        for axes, (name, layer) in zip(_panels(figure, len(layers)), layers.items(), strict=True):
+            counts = np.asarray(layer["log_alpha"])
+            axes.stairs(100 * counts / max(1, counts.sum()), edges, fill=True, color=LOOKS[0][0])
+            axes.axvline(layer["threshold"], color=LOOKS[1][0], linestyle="--", label="threshold")
+            axes.set_title(f"layer {name}: {layer['kept']:,} of {layer['weights']:,} weights kept", fontsize=8)
+            axes.set_xlabel("log alpha")
+            axes.set_ylabel("share, %")
+        figure.suptitle(title, fontsize=10)
+        figure.axes[0].legend(fontsize=7)
+
+    return _svg(_size(len(layers)), draw)
+
+
+def sparsity(weights: Path, layers: Iterable[str], title: str, in_shape: Sequence[int] | None = None) -> bytes:
+    """Where the weights of each layer are that are not 0; large layers as shares of blocks.
+
+    Args:
+        weights: safetensors file of a network.
+        layers: names of its linear and convolutional layers, the first one first; their weights are shown flattened to
+            [outputs, inputs * kernel].
+        title: of the figure.
+        in_shape: (channels, height, width) of an image; a first layer that reads all of one is also shown as the share
+            of weights that every pixel keeps, mean over the channels.
+
+    Returns:
+        An SVG file.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        PykdError: the file cannot be read, or holds no such layers.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(weights)
+        kept = {name: tensors[f"{name}.weight"] != 0 for name in layers}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise PykdError(f"cannot read {weights}, or a layer in it: {error}") from error
+    if not kept:
+        raise PykdError(f"{title}: there is no layer to show")
+    first = next(iter(kept.values()))
+    pixels = in_shape is not None and first.shape[1:] == (math.prod(in_shape),)
+
+    def draw(figure: "Figure") -> None:
+        panels = iter(_panels(figure, len(kept) + pixels))
+        if pixels:
+            image = first.mean(0).reshape(in_shape).mean(0)
+            _map(next(panels), image, image.shape, "pixels read by the first layer", ("column", "row"), "equal")
+        for axes, (name, layer) in zip(panels, kept.items(), strict=True):
+            heading = f"layer {name}: {layer.sum():,} of {layer.size:,} weights kept"
+            matrix = layer.reshape(len(layer), -1)
+            sides = ("input" if layer.ndim == 2 else "input, kernel position", "output")
+            _map(axes, _shares(matrix, CELLS), matrix.shape, heading, sides, "auto")
+        figure.suptitle(title, fontsize=10)
+
+    return _svg(_size(len(kept) + pixels), draw)
+
+
+def _map(
+    axes: "Axes",
+    shares: NDArray[np.float64],
+    shape: tuple[int, ...],
+    heading: str,
+    sides: tuple[str, str],
+    aspect: Literal["equal", "auto"],
+) -> None:
+    """Shares in colours, over the indices of what has the ``shape``."""
+    rows, columns = shape
+    image = axes.imshow(
+        100 * shares,
+        cmap="cividis",
+        vmin=0,
+        vmax=100 * max(float(shares.max()), 1e-12),
+        aspect=aspect,
+        extent=(0, columns, rows, 0),
+        interpolation="nearest",
+    )
+    axes.set_title(heading, fontsize=8)
+    axes.set_xlabel(sides[0])
+    axes.set_ylabel(sides[1])
+    assert axes.figure is not None
+    axes.figure.colorbar(image, ax=axes).set_label("kept, %", fontsize=7)
+
+
+def _shares(kept: NDArray[np.bool_], cells: int) -> NDArray[np.float64]:
+    """Shares of the true entries of a matrix in a grid of blocks, of at most ``cells`` rows and columns.
+
+    >>> _shares(np.array([[True, False, True], [True, True, False]]), 2)
+    array([[0.5, 1. ],
+           [1. , 0. ]])
+    """
+    sums = kept.astype(np.float64)
+    counts = np.ones(kept.shape)
+    for axis, length in enumerate(kept.shape):
+        starts = np.arange(0, length, math.ceil(length / cells))
+        sums, counts = (np.add.reduceat(each, starts, axis=axis) for each in (sums, counts))
+    return sums / counts
+
+
+def _panels(figure: "Figure", count: int) -> "list[Axes]":
+    across = min(count, ACROSS)
+    return [figure.add_subplot(math.ceil(count / across), across, number + 1) for number in range(count)]
+
+
+def _size(panels: int) -> tuple[float, float]:
+    return 3.2 * min(panels, ACROSS), 0.4 + 2.4 * math.ceil(panels / ACROSS)
+
+
+def _svg(size: tuple[float, float], draw: "Callable[[Figure], None]") -> bytes:
+    try:
+        from matplotlib import style
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ImportError("figures need matplotlib: run pip install 'pykd[report]'") from error
+    stream = io.BytesIO()
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
