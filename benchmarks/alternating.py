@@ -4,8 +4,9 @@ Every case is measured alternately: the implementations follow each other in blo
 that a slow moment of the machine falls on all of them. `benchmarks/table.py` takes the medians over the blocks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
+from typing import Any
 
 import pytest
 import torch
@@ -81,22 +82,23 @@ def autograd(function: Callable, case: Case, *arguments: object) -> Call:
 
 
 @cache
-def case_of(shape: Shape, device: str, dtype: torch.dtype) -> Case:
-    return Case(*shape, device, dtype)
+def case_of(make: Callable, shape: tuple, device: str, dtype: torch.dtype) -> Any:
+    return make(*shape, device, dtype)
 
 
 @lru_cache(maxsize=64)
 def prepared(
-    implementations: Implementations,
-    shape: Shape,
+    implementations: Callable,
+    shape: tuple,
     device: str,
     dtype: torch.dtype,
     threads: int,
     variant: str,
     name: str,
+    make: Callable = Case,
 ) -> Call:
-    """The callable, compiled for this many threads and warmed up."""
-    case = case_of(shape, device, dtype)
+    """The callable, compiled for this many threads and warmed up; ``make`` gives a shape's tensors."""
+    case = case_of(make, shape, device, dtype)
     torch._dynamo.reset()
     call = implementations(case, variant)[name]()
     for _ in range(5):
@@ -116,23 +118,34 @@ def runs(
         for variant, shapes in variants.items():
             for shape in shapes:
                 all_names = [n for n in implementations(smallest, variant) if n != once or shape == SHAPES[0]]
-                for block in range(blocks):
-                    turned = all_names[block % len(all_names) :] + all_names[: block % len(all_names)]
-                    label = f"{shape[0]}x{shape[1]}-{threads}T-{variant}"
-                    for name in turned:
-                        order.append(pytest.param(shape, threads, variant, name, block, id=f"{label}-{name}-{block}"))
+                label = f"{shape[0]}x{shape[1]}-{threads}T-{variant}"
+                for block, name in in_turns(all_names, blocks):
+                    order.append(pytest.param(shape, threads, variant, name, block, id=f"{label}-{name}-{block}"))
     return order
+
+
+def in_turns(names: list[str], blocks: int) -> Iterator[tuple[int, str]]:
+    """Each name once a block, and each block beginning with another."""
+    for block in range(blocks):
+        for i in range(len(names)):
+            yield block, names[(block + i) % len(names)]
 
 
 def measure(benchmark, call: Call, op: str, shape: Shape, suffix: str, threads: int, name: str, block: int) -> None:
     """One block of one implementation on the CPU; `suffix` names the variant in the table's row."""
-    case = f"[{shape[0]}, {shape[1]}]{suffix}"
+    iterations = max(1, min(200, 400_000 // (shape[0] * shape[1])))
+    measure_case(benchmark, call, op, f"[{shape[0]}, {shape[1]}]{suffix}", threads, name, block, 9, iterations)
+
+
+def measure_case(
+    benchmark, call: Call, op: str, case: str, threads: int, name: str, block: int, rounds: int, iterations: int
+) -> None:
+    """The same for a row of the table by its name."""
     benchmark.group = f"{op} {case}, {threads} threads"
     benchmark.extra_info.update(
         op=op, case=case, implementation=name, device="cpu", dtype="float32", threads=threads, block=block
     )
-    iterations = max(1, min(200, 400_000 // (shape[0] * shape[1])))
-    benchmark.pedantic(call, rounds=9, iterations=iterations, warmup_rounds=1)
+    benchmark.pedantic(call, rounds=rounds, iterations=iterations, warmup_rounds=1)
 
 
 def measure_on_gpu(

@@ -156,6 +156,23 @@ struct RowPlan {
 
 // ---- noise ---------------------------------------------------------------------------------------------------------
 
+// Adds weight times the normal values of a pack, teacher k's in a row of that global index.
+template <typename T, int kPack>
+__device__ void add_normals(uint64_t seed, uint64_t row, uint32_t k, int64_t pack, T weight, T (&values)[kPack]) {
+  Philox<uint64_t> x[1] = {{{static_cast<uint64_t>(pack * kPack / 8), k, row, row >> 32}}};
+  philox(x, seed);
+  const int first = static_cast<int>(pack * kPack % 8 / 2);  // of the four words
+  for (int pair = 0; pair < kPack / 2; ++pair) {
+    uint64_t word = x[0].word[pair];
+    for (int w = pair + kPack / 2; w < 4; w += kPack / 2)
+      if (w == first + pair) word = x[0].word[w];
+    T cosine, sine;
+    normal_pair(static_cast<uint32_t>(word), weight, cosine, sine);
+    values[2 * pair] += cosine;
+    values[2 * pair + 1] += sine;
+  }
+}
+
 // A thread's share of the noise of one row.
 template <typename T, int kPack>
 class ThreadNoise {
@@ -194,7 +211,7 @@ class ThreadNoise {
     if (any_selected && !noise.per_sample)
       for (uint32_t k = 0; k < teachers; ++k)
         if (k < 32 ? selected >> k & 1 : row_draw(seed, global(), k, noise.threshold).selected)
-          add_normals(k, pack, values);
+          add_normals(seed, global(), k, pack, weight, values);
     if (!any_selected)
       perturb<Target::kClean>(logits, values, targets);
     else if (noise.additive)
@@ -207,21 +224,6 @@ class ThreadNoise {
   template <Target kTarget, typename E>
   __device__ static void perturb(const Pack<E, kPack>& logits, const T (&values)[kPack], T (&targets)[kPack]) {
     for (int j = 0; j < kPack; ++j) targets[j] = PYKD_ISA::perturb<kTarget>(widen(logits.logit[j]), values[j]);
-  }
-
-  __device__ void add_normals(uint32_t k, int64_t pack, T (&values)[kPack]) const {
-    Philox<uint64_t> x[1] = {{{static_cast<uint64_t>(pack * kPack / 8), k, global(), global() >> 32}}};
-    philox(x, seed);
-    const int first = static_cast<int>(pack * kPack % 8 / 2);  // of the four words
-    for (int pair = 0; pair < kPack / 2; ++pair) {
-      uint64_t word = x[0].word[pair];
-      for (int w = pair + kPack / 2; w < 4; w += kPack / 2)
-        if (w == first + pair) word = x[0].word[w];
-      T cosine, sine;
-      normal_pair(static_cast<uint32_t>(word), weight, cosine, sine);
-      values[2 * pair] += cosine;
-      values[2 * pair + 1] += sine;
-    }
   }
 
   __device__ uint64_t global() const { return static_cast<uint64_t>(noise.row_offset + row); }

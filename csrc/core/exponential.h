@@ -1,13 +1,12 @@
-// exp(x) for x <= 0 and log(x), written once for vectors, scalars and CUDA. NaN stays NaN, what is below float's range
-// is 0.
+// exp(x) and log(x), written once for vectors, scalars and CUDA. NaN stays NaN, what is below float's range is 0.
 #pragma once
 
 #include "core/simd.h"
 
 namespace pykd::PYKD_ISA {
 
-// 2^n of the nearest n, times a polynomial within 3e-9 of exp(r) for |r| <= log(2) / 2; log(2) is taken off in two
-// parts, the first of which times n is exact.
+// For x <= 88.37, and infinity up to 89. 2^n of the nearest n, times a polynomial within 3e-9 of exp(r) for
+// |r| <= log(2) / 2; log(2) is taken off in two parts, the first of which times n is exact.
 template <typename Float>
 PYKD_HD Float exponential(Float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: the sum's lowest bits are the nearest integer
@@ -24,8 +23,8 @@ PYKD_HD Float exponential(Float x) {
 }
 PYKD_HD double exponential(double x) { return exp(x); }
 
-// 2^x for x <= 0, within 1e-7 of it (CUDA: 2.4e-7): what large loops take, with log2(e) in a factor that they have
-// anyway.
+// 2^x for x < 127.5, and infinity up to 128, within 1e-7 of it (CUDA: 2.4e-7): what large loops take, with log2(e) in a
+// factor that they have anyway.
 template <typename Float>
 PYKD_HD Float exponential2(Float x) {
 #if defined(__CUDA_ARCH__)
@@ -47,9 +46,9 @@ PYKD_HD Float exponential2(Float x) {
 }
 PYKD_HD double exponential2(double x) { return exp2(x); }
 
-// log(x) for x >= 0, in float within 4e-8 of it and half a unit of its last place; 0 gives -inf, NaN stays NaN.
+// log(x) for x > 0, in float within 4e-8 of it and half a unit of its last place; NaN stays NaN.
 template <typename Float>
-PYKD_HD Float logarithm(Float x) {
+PYKD_HD Float logarithm_of_positive(Float x) {
   constexpr uint32_t kRootHalf = 0x3F3504F3;  // bits of sqrt(1/2): mantissas are centred on 1
   const auto bits = float_bits(x) - kRootHalf;
   const Float f = bits_float((bits & 0x7FFFFF) + kRootHalf) - 1.0f;
@@ -61,8 +60,14 @@ PYKD_HD Float logarithm(Float x) {
   p = p * f + 0.333339334f;
   p = p * f - 0.499999821f;
   const Float y = to_float(arithmetic_shift(bits, 23)) * 0.693147181f + (p * (f * f) + f);
-  const Float finite = x == 0.0f ? Float{} - __builtin_inff() : y;
-  return x < __builtin_inff() ? finite : x;
+  return x < __builtin_inff() ? y : x;
+}
+PYKD_HD double logarithm_of_positive(double x) { return log(x); }
+
+// The same for x >= 0: 0 gives -inf.
+template <typename Float>
+PYKD_HD Float logarithm(Float x) {
+  return x == 0.0f ? Float{} - __builtin_inff() : logarithm_of_positive(x);
 }
 PYKD_HD double logarithm(double x) { return log(x); }
 

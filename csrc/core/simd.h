@@ -31,6 +31,19 @@ PYKD_HD float square_root(float x) {
 #endif
 }
 
+// a / b.
+template <typename Float>
+PYKD_HD Float quotient(Float a, Float b) {
+  return a / b;
+}
+PYKD_HD float quotient(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(a, b);  // within 2^-22, and 0 for |b| > 2^126, in a third of the instructions
+#else
+  return a / b;
+#endif
+}
+
 PYKD_HD uint32_t float_bits(float x) {
 #if defined(__CUDA_ARCH__)
   return __float_as_uint(x);

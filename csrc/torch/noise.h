@@ -32,7 +32,7 @@ struct NoiseOptions {
 };
 
 inline void check_noise(const char* op, const NoiseOptions& noise, const std::optional<at::Tensor>& seed,
-                        const at::Tensor& logits) {
+                        const at::Tensor& logits, const char* argument = "logits") {
   PYKD_CHECK(noise.sigma >= 0 && std::isfinite(noise.sigma), op, ": sigma must be finite and >= 0, got ", noise.sigma);
   PYKD_CHECK(noise.alpha >= 0 && noise.alpha <= 1, op, ": alpha must be in [0, 1], got ", noise.alpha);
   PYKD_CHECK(noise.n_teachers >= 1 && noise.n_teachers <= std::numeric_limits<int32_t>::max(), op,
@@ -43,8 +43,8 @@ inline void check_noise(const char* op, const NoiseOptions& noise, const std::op
   PYKD_CHECK(seed.has_value() && seed->defined(), op, ": noise needs a seed");
   PYKD_CHECK_TYPE(seed->scalar_type() == at::kLong, op, ": seed must be int64, got ", seed->scalar_type());
   PYKD_CHECK(seed->sym_numel() == 1, op, ": seed must hold one value, got shape ", seed->sym_sizes());
-  PYKD_CHECK_TYPE(seed->device() == logits.device(), op, ": seed must be on the logits' device ", logits.device(),
-                  ", got ", seed->device());
+  PYKD_CHECK_TYPE(seed->device() == logits.device(), op, ": seed must be on the device of ", argument, ", ",
+                  logits.device(), ", got ", seed->device());
 }
 
 // Without a host synchronisation; a CUDA graph draws anew at each replay.

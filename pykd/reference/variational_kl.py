@@ -15,7 +15,8 @@ def _as_list(weights: Weights) -> list[Tensor]:
 
 
 def _kl(log_alpha: Tensor) -> Tensor:
-    return K1 - K1 * torch.sigmoid(K2 + K3 * log_alpha) + 0.5 * F.softplus(-log_alpha, threshold=1e4)
+    # k1 - k1 s(u) is k1 s(-u), which keeps its digits where it is small
+    return K1 * torch.sigmoid(-K2 - K3 * log_alpha) + 0.5 * F.softplus(-log_alpha, threshold=1e4)
 
 
 def variational_kl(theta: Weights, log_sigma2: Weights) -> Tensor:
@@ -48,5 +49,7 @@ def variational_kl_and_grad(
             for buffer, grad in zip(_as_list(buffers), values, strict=True):
                 buffer.add_(grad) if accumulate else buffer.copy_(grad)
         return value.detach(), out
-    one, other = (values[0] if isinstance(weights, Tensor) else values for weights, values in zip(given, grads))
+    one, other = (
+        values[0] if isinstance(weights, Tensor) else values for weights, values in zip(given, grads, strict=True)
+    )
     return value.detach(), (one, other)

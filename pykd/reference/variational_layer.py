@@ -34,8 +34,8 @@ def variational_linear(
 ) -> Tensor:
     x, mean_weight, variance_weight = input.double(), theta.double(), log_sigma2.double().exp()
     mean = F.linear(x, mean_weight, None if bias is None else bias.double())
-    rows = [each.reshape(-1, len(theta)) for each in (mean, F.linear(x * x, variance_weight))]
-    return _sample(*rows, seed, generator, row_offset).view_as(mean).to(input.dtype)
+    rows, variances = (each.reshape(-1, len(theta)) for each in (mean, F.linear(x * x, variance_weight)))
+    return _sample(rows, variances, seed, generator, row_offset).view_as(mean).to(input.dtype)
 
 
 def variational_conv2d(

@@ -1,4 +1,4 @@
-// One weight's term, for vectors, scalars and CUDA.
+// One weight's term, for vectors, scalars and CUDA: in three steps, so that loops can keep them apart.
 #pragma once
 
 #include "core/exponential.h"
@@ -14,48 +14,74 @@ struct ScalarOf<double> {
   using Type = double;
 };
 
-template <typename Float>
-struct KlTerm {
-  Float kl, theta, log_sigma2;  // the value and its two derivatives
-};
-
 PYKD_HD double magnitude(double x) { return fabs(x); }
 template <typename Float>
 PYKD_HD Float magnitude(Float x) {
   return bits_float(float_bits(x) & 0x7FFFFFFF);
 }
 
-// log(1 + e) for e in [0, 1], relative to its size: what rounds off in 1 + e is added again.
+// log(1 + e) / 2 for e in [0, 1], within 3e-7 of its size.
 template <typename Float>
-PYKD_HD Float logarithm_of_one_plus(Float e) {
-  const Float sum = e + 1.0f;
-  return logarithm(sum) + (e - (sum - 1.0f));
+PYKD_HD Float half_logarithm_of_one_plus(Float e) {
+  Float p = 0.022044817f - 0.00426960504f * e;
+  p = p * e - 0.053840857f;
+  p = p * e + 0.0887262075f;
+  p = p * e - 0.122477316f;
+  p = p * e + 0.166377396f;
+  p = p * e - 0.249987021f;
+  p = p * e + 0.499999911f;
+  return p * e;
+}
+PYKD_HD double half_logarithm_of_one_plus(double e) { return 0.5 * log1p(e); }
+
+// h = -log_alpha / 2, of any value for theta = 0. A subnormal theta counts as one just below the normal ones.
+template <typename Float>
+PYKD_HD Float kl_half_ratio(Float theta, Float log_sigma2) {
+  return logarithm_of_positive(magnitude(theta)) - log_sigma2 * 0.5f;
 }
 
-// With L = -log_alpha and u = k2 - k3 L: two exponentials of what is not positive, so that nothing overflows, and the
-// logistic functions of L and of -u as quotients of them, exact to rounding on both sides.
+// e = exp(-|log_alpha|), f = exp(k2 + k3 log_alpha), infinite where it is beyond the range.
 template <typename Float>
-PYKD_HD KlTerm<Float> kl_term(Float theta, Float log_sigma2) {
+struct KlExponentials {
+  Float e, f;
+};
+
+template <typename Float>
+PYKD_HD KlExponentials<Float> kl_exponentials(Float h) {
   using Scalar = typename ScalarOf<Float>::Type;
-  constexpr Scalar k1 = static_cast<Scalar>(0.63576), k2 = static_cast<Scalar>(1.87320);
-  constexpr Scalar k3 = static_cast<Scalar>(1.48695);
-  const Float l = logarithm(magnitude(theta)) * 2.0f - log_sigma2;
-  const Float u = k2 - l * k3;
-  const Float e = exponential(-magnitude(l)), f = exponential(-magnitude(u));
-  const Float inverse = 1.0f / ((e + 1.0f) * (f + 1.0f));
-  const Float of_e = inverse * (f + 1.0f), of_f = inverse * (e + 1.0f);  // 1 / (1 + e), 1 / (1 + f)
-  const Float s_l = l > 0.0f ? of_e : e * of_e;                          // s(L)
-  const Float s_u = u > 0.0f ? f * of_f : of_f;                          // s(-u)
-  const Float positive = l > 0.0f ? l : Float{};
-  KlTerm<Float> term;
-  term.kl = s_u * k1 + (logarithm_of_one_plus(e) + positive) * 0.5f;
-  term.log_sigma2 = f * of_f * of_f * (-k1 * k3) - s_l * 0.5f;
-  term.theta = term.log_sigma2 * (-2.0f / theta);
+  constexpr double log2_e = 1.44269504088896340736;
+  constexpr Scalar two = static_cast<Scalar>(2 * log2_e), k2 = static_cast<Scalar>(1.87320 * log2_e);
+  constexpr Scalar two_k3 = static_cast<Scalar>(2 * 1.48695 * log2_e);
+  constexpr Scalar beyond = sizeof(Scalar) == sizeof(float) ? 128 : 1024;
+  const Float u = k2 - h * two_k3, most = Float{} + beyond;
+  return {exponential2(magnitude(h) * -two), exponential2(u < beyond ? u : most)};
+}
+
+// The value, and its two derivatives times a factor.
+template <typename Float>
+struct KlTerm {
+  Float kl, theta, log_sigma2;
+};
+
+template <typename Float>
+PYKD_HD KlTerm<Float> kl_term(Float theta, Float h, const KlExponentials<Float>& of,
+                              typename ScalarOf<Float>::Type factor) {
+  using Scalar = typename ScalarOf<Float>::Type;
+  constexpr Scalar k1 = static_cast<Scalar>(0.63576), k1_k3 = static_cast<Scalar>(0.63576 * 1.48695);
+  const auto positive = h > 0.0f;
+  const Float one = Float{} + 1.0f;
+  const Float s = quotient(one, of.f + 1.0f);                          // s(-k2 - k3 log_alpha)
+  const Float s_alpha = quotient(positive ? one : of.e, of.e + 1.0f);  // s(-log_alpha)
+  const Float kl = s * k1 + (half_logarithm_of_one_plus(of.e) + (positive ? h : Float{}));
+  const Float log_sigma2 = (s - s * s) * (-k1_k3 * factor) - s_alpha * (0.5f * factor);
   const auto none = theta == 0.0f;
-  term.kl = none ? Float{} : term.kl;
-  term.theta = none ? Float{} : term.theta;
-  term.log_sigma2 = none ? Float{} : term.log_sigma2;
-  return term;
+  return {none ? Float{} : kl, none ? Float{} : quotient(log_sigma2 * -2.0f, theta), none ? Float{} : log_sigma2};
+}
+
+template <typename Float>
+PYKD_HD KlTerm<Float> kl_term(Float theta, Float log_sigma2, typename ScalarOf<Float>::Type factor = 1) {
+  const Float h = kl_half_ratio(theta, log_sigma2);
+  return kl_term(theta, h, kl_exponentials(h), factor);
 }
 
 }  // namespace pykd::PYKD_ISA

@@ -31,6 +31,16 @@ struct VariationalLayer {
 // Single-threaded over [row_begin, row_end): the caller owns the threads.
 void variational_layer_cpu(const VariationalLayer& args, int64_t row_begin, int64_t row_end);
 
+// sigma2 = exp(log_sigma2), CPU alone.
+struct VarianceWeights {
+  const void* log_sigma2;  // [size], dtype
+  void* sigma2;            // out [size], float64 for float64, else float32
+  DType dtype;
+};
+
+// Single-threaded over [begin, end).
+void variance_weights_cpu(const VarianceWeights& args, int64_t begin, int64_t end);
+
 // Enqueues all of it on `stream` and returns; never synchronises, never allocates.
 CudaStatus variational_layer_cuda(const VariationalLayer& args, CUstream_st* stream);
 

@@ -72,7 +72,25 @@ void run(const VariationalLayer& a, int64_t row_begin, int64_t row_end) {
   }
 }
 
+template <typename T>
+void exponentials(const VarianceWeights& a, int64_t begin, int64_t end) {
+  alignas(64) T wide[kTile];
+  for (int64_t at = begin; at < end; at += kTile) {
+    const int64_t n = smaller(kTile, end - at);
+    const T* const from = as_wide(a.log_sigma2, a.dtype, at, n, wide);
+    T* const to = static_cast<T*>(a.sigma2) + at;
+    constexpr int64_t kStep = sizeof(load_lanes(from)) / sizeof(T);
+    int64_t c = 0;
+    for (; c + kStep <= n; c += kStep) store_lanes(to + c, sigma2_of(load_lanes(from + c)));
+    if (c < n) store_lanes(to + c, sigma2_of(load_lanes(from + c, n - c)), n - c);
+  }
+}
+
 }  // namespace
+
+void variance_weights_cpu(const VarianceWeights& args, int64_t begin, int64_t end) {
+  args.dtype == DType::kFloat64 ? exponentials<double>(args, begin, end) : exponentials<float>(args, begin, end);
+}
 
 void variational_layer_cpu(const VariationalLayer& args, int64_t row_begin, int64_t row_end) {
   args.dtype == DType::kFloat64 ? run<double>(args, row_begin, row_end) : run<float>(args, row_begin, row_end);
@@ -80,5 +98,6 @@ void variational_layer_cpu(const VariationalLayer& args, int64_t row_begin, int6
 
 }  // namespace pykd::PYKD_ISA
 
+PYKD_CPU_DOOR(variance_weights_cpu, (const VarianceWeights& args, int64_t begin, int64_t end), (args, begin, end))
 PYKD_CPU_DOOR(variational_layer_cpu, (const VariationalLayer& args, int64_t row_begin, int64_t row_end),
               (args, row_begin, row_end))

@@ -9,6 +9,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/mul.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <utility>
@@ -37,29 +38,68 @@ struct WithoutAutocast {
 
 at::ScalarType wide(const Tensor& t) { return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
-// ---- the products of the two layers ----
+Tensor square_of(const Tensor& x) {
+  const Tensor as_wide = x.to(wide(x));
+  return at::mul(as_wide, as_wide);
+}
+
+// Of input, theta, log_sigma2, bias; undefined where they are not asked for.
+using Grads = std::array<Tensor, 4>;
+
+// ---- the products of the two layers: grads is all of the backward pass that follows the noise ----
 
 struct Linear {
   static Tensor apply(const Tensor& x, const Tensor& w, const Bias& bias) {
     return bias ? at::addmm(*bias, x, w.t()) : at::mm(x, w.t());
   }
-  static Tensors grads(const Tensor& g, const Tensor& x, const Tensor& w, bool of_x, bool of_w) {
-    return {of_x ? at::mm(g, w) : Tensor(), of_w ? at::mm(g.t(), x) : Tensor()};
+
+  // The squares' memory takes v sigma^2, and the other product adds itself to that.
+  static Grads grads(const Tensor& g, const Tensor& v, const Tensor& x, const Tensor& theta, const Tensor& sigma2,
+                     const Needed& needed) {
+    const auto [of_x, of_theta, of_log_sigma2, of_bias] = needed;
+    Grads grads;
+    Tensor squares;
+    if (of_theta) grads[1] = at::mm(g.t(), x);
+    if (of_log_sigma2) {
+      squares = square_of(x);
+      grads[2] = at::mm(v.t(), squares).mul_(sigma2);
+    }
+    if (of_x) {
+      Tensor to = squares.defined() ? squares : at::empty(x.sizes(), sigma2.options());
+      at::mm_out(to, v, sigma2).mul_(x);
+      grads[0] = x.scalar_type() == to.scalar_type() ? to.addmm_(g, theta, 2) : to.mul_(2).add_(at::mm(g, theta));
+    }
+    if (of_bias) grads[3] = g.sum(0);
+    return grads;
   }
-  static Tensor grad_bias(const Tensor& g) { return g.sum(0); }
 };
 
 struct Conv2d {
   Tensor apply(const Tensor& x, const Tensor& w, const Bias& bias) const {
     return at::convolution(x, w, bias, stride, padding, dilation, false, {0, 0}, groups);
   }
-  Tensors grads(const Tensor& g, const Tensor& x, const Tensor& w, bool of_x, bool of_w) const {
-    if (!of_x && !of_w) return {Tensor(), Tensor()};
-    auto [grad_x, grad_w, none] = at::convolution_backward(g, x, w, at::OptionalIntArrayRef(), stride, padding,
-                                                           dilation, false, {0, 0}, groups, {of_x, of_w, false});
-    return {grad_x, grad_w};
+
+  Grads grads(const Tensor& g, const Tensor& v, const Tensor& x, const Tensor& theta, const Tensor& sigma2,
+              const Needed& needed) const {
+    const auto [of_x, of_theta, of_log_sigma2, of_bias] = needed;
+    Grads grads;
+    if (of_x || of_theta || of_bias)
+      std::tie(grads[0], grads[1], grads[3]) = products(g, x, theta, {of_x, of_theta, of_bias});
+    if (of_x || of_log_sigma2) {
+      Tensor of_squares;
+      std::tie(of_squares, grads[2], std::ignore) = products(v, square_of(x), sigma2, {of_x, of_log_sigma2, false});
+      if (of_x)
+        grads[0] = grads[0].to(of_squares.scalar_type()).addcmul_(x.to(of_squares.scalar_type()), of_squares, 2);
+      if (of_log_sigma2) grads[2].mul_(sigma2);
+    }
+    return grads;
   }
-  static Tensor grad_bias(const Tensor& g) { return g.sum({0, 2, 3}); }
+
+  std::tuple<Tensor, Tensor, Tensor> products(const Tensor& g, const Tensor& x, const Tensor& w,
+                                              std::array<bool, 3> mask) const {
+    return at::convolution_backward(g, x, w, at::IntArrayRef{w.size(0)}, stride, padding, dilation, false, {0, 0},
+                                    groups, mask);
+  }
 
   IntArrayRef stride, padding, dilation;
   int64_t groups;
@@ -76,14 +116,29 @@ VariationalLayer pack(const char* op, const Tensor& sample, const Tensor& seed, 
   return args;
 }
 
+// Threads are worth their start from about 16 us of work on.
+constexpr int64_t kValuesPerTask = 16384;
+
+// sigma^2. On the CPU torch's own exponential takes four times as long.
+Tensor exponential_of(const Tensor& log_sigma2, at::ScalarType dtype) {
+  if (!log_sigma2.is_cpu()) return log_sigma2.to(dtype).exp();
+  const Tensor from = log_sigma2.contiguous();
+  Tensor to = at::empty(from.sizes(), from.options().dtype(dtype));
+  const VarianceWeights args{from.const_data_ptr(), to.mutable_data_ptr(),
+                             dtype_of("variational_layer", "log_sigma2", from)};
+  at::parallel_for(0, from.numel(), kValuesPerTask,
+                   [&](int64_t begin, int64_t end) { variance_weights_cpu(args, begin, end); });
+  return to;
+}
+
 template <typename Layer>
 Sampled forward(const char* op, RunLayer run, const Layer& layer, const Tensor& x, const Tensor& theta,
                 const Tensor& log_sigma2, const Bias& bias, const Tensor& seed, int64_t row_offset) {
   const WithoutAutocast without;
   const auto dtype = x.scalar_type();
-  Tensor variance_weight = log_sigma2.to(wide(x)).exp();
+  Tensor variance_weight = exponential_of(log_sigma2, wide(x));
   Tensor sample = layer.apply(x, theta.to(dtype), bias ? Bias(bias->to(dtype)) : Bias()).contiguous();
-  Tensor deviation = layer.apply(x.to(wide(x)).square(), variance_weight, {}).contiguous();
+  Tensor deviation = layer.apply(square_of(x), variance_weight, {}).contiguous();
   if (sample.numel()) {
     VariationalLayer args = pack(op, sample, seed, row_offset);
     args.sample = sample.mutable_data_ptr();
@@ -99,11 +154,9 @@ Tensors backward(const char* op, RunLayer run, const Layer& layer, const Tensor&
                  int64_t row_offset, Needed needed) {
   const WithoutAutocast without;
   const auto dtype = x.scalar_type();
-  const auto [of_x, of_theta, of_log_sigma2, of_bias] = needed;
-  Tensors all = layer.grads(g, x, theta.to(dtype), of_x, of_theta);
-  Tensor grad_log_sigma2;
-  if (of_x || of_log_sigma2) {
-    Tensor grad_variance = at::empty_like(deviation);
+  Tensor grad_variance;
+  if (needed[0] || needed[2]) {
+    grad_variance = at::empty_like(deviation);
     if (g.numel()) {
       VariationalLayer args = pack(op, g, seed, row_offset);
       args.grad_sample = g.const_data_ptr();
@@ -111,17 +164,11 @@ Tensors backward(const char* op, RunLayer run, const Layer& layer, const Tensor&
       args.grad_variance = grad_variance.mutable_data_ptr();
       run(g, args);
     }
-    const Tensor x_wide = x.to(wide(x));
-    const Tensors parts =
-        layer.grads(grad_variance, of_log_sigma2 ? x_wide.square() : x_wide, variance_weight, of_x, of_log_sigma2);
-    if (of_x) all[0] = all[0].to(wide(x)).addcmul_(x_wide, parts[0], 2).to(dtype);
-    if (of_log_sigma2) grad_log_sigma2 = Tensor(parts[1]).mul_(variance_weight).to(theta.scalar_type());
   }
+  const Grads all = layer.grads(g, grad_variance, x, theta.to(dtype), variance_weight, needed);
   Tensors grads;
-  if (of_x) grads.push_back(all[0]);
-  if (of_theta) grads.push_back(all[1].to(theta.scalar_type()));
-  if (of_log_sigma2) grads.push_back(grad_log_sigma2);
-  if (of_bias) grads.push_back(layer.grad_bias(g).to(theta.scalar_type()));
+  for (size_t i = 0; i < all.size(); ++i)
+    if (needed[i]) grads.push_back(all[i].to(i == 0 ? dtype : theta.scalar_type()));
   return grads;
 }
 
@@ -132,6 +179,7 @@ void check(const char* op, PYKD_LAYER_TENSORS, int64_t dims, const Seed& seed, i
   dtype_of(op, "theta", theta);
   PYKD_CHECK(theta.dim() == dims, op, ": theta must be ", dims == 2 ? "[out, in]" : "[out, in / groups, height, width]",
              ", got ", theta.sym_sizes());
+  PYKD_CHECK(theta.sym_numel() >= 1, op, ": theta must have at least one weight, got ", theta.sym_sizes());
   PYKD_CHECK(log_sigma2.sym_sizes() == theta.sym_sizes(), op, ": log_sigma2 must have the shape of theta ",
              theta.sym_sizes(), ", got ", log_sigma2.sym_sizes());
   PYKD_CHECK_TYPE((theta.scalar_type() == at::kDouble) == is_double, op,
@@ -148,7 +196,7 @@ void check(const char* op, PYKD_LAYER_TENSORS, int64_t dims, const Seed& seed, i
   if (bias) alike("bias", *bias);
   PYKD_CHECK_TYPE(input.device() == theta.device(), op, ": input must be on theta's device ", theta.device(), ", got ",
                   input.device());
-  check_noise(op, unit_noise(row_offset), seed, input);
+  check_noise(op, unit_noise(row_offset), seed, input, "input");
 }
 
 constexpr const char *kLinear = "variational_linear", *kConv2d = "variational_conv2d";
@@ -177,8 +225,8 @@ std::vector<c10::SymInt> check_conv2d(PYKD_LAYER_TENSORS, PYKD_CONV_OPTIONS, con
   for (size_t i = 0; i < 2; ++i) {
     const auto axis = static_cast<int64_t>(i) + 2;
     const c10::SymInt room = input.sym_size(axis) + 2 * padding[i] - dilation[i] * (theta.sym_size(axis) - 1) - 1;
-    PYKD_CHECK(room >= 0 && theta.sym_size(axis) >= 1, kConv2d, ": input must be as large as the kernel, got ",
-               input.sym_sizes(), " for ", theta.sym_sizes(), " with padding ", padding);
+    PYKD_CHECK(room >= 0, kConv2d, ": input must be as large as the kernel, got ", input.sym_sizes(), " for ",
+               theta.sym_sizes(), " with padding ", padding);
     sizes.push_back(room / stride[i] + 1);
   }
   return sizes;
@@ -264,11 +312,11 @@ Tensors grads_meta(const char* op, const Tensor& grad, const Tensor& input, cons
   return grads;
 }
 
-Tensors linear_grads_meta(const Tensor& grad, const Tensor& input, const Tensor& theta, const Tensor&,
+Tensors linear_grads_meta(const Tensor& grad, const Tensor& input, const Tensor& theta, const Tensor&, const Tensor&,
                           const Tensor& deviation, const Tensor&, int64_t, Needed needed) {
   return grads_meta(kLinear, grad, input, theta, deviation, needed);
 }
-Tensors conv2d_grads_meta(const Tensor& grad, const Tensor& input, const Tensor& theta, const Tensor&,
+Tensors conv2d_grads_meta(const Tensor& grad, const Tensor& input, const Tensor& theta, const Tensor&, const Tensor&,
                           const Tensor& deviation, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, const Tensor&,
                           int64_t, Needed needed) {
   return grads_meta(kConv2d, grad, input, theta, deviation, needed);
@@ -276,9 +324,7 @@ Tensors conv2d_grads_meta(const Tensor& grad, const Tensor& input, const Tensor&
 
 // ---- CPU ----
 
-// Threads are worth their start from about 16 us of work on.
 void run_cpu(const Tensor&, const VariationalLayer& args) {
-  constexpr int64_t kValuesPerTask = 16384;
   const int64_t rows_per_task = std::max<int64_t>(1, kValuesPerTask / args.classes);
   if (args.rows <= rows_per_task)
     variational_layer_cpu(args, 0, args.rows);
@@ -301,16 +347,17 @@ Sampled call_conv2d(PYKD_LAYER_TENSORS, PYKD_CONV_OPTIONS, const Tensor& seed, i
 }
 Tensors call_linear_backward(PYKD_KEPT_TENSORS, const Tensor& seed, int64_t row_offset, Needed needed) {
   static auto op = find<decltype(Cpu::linear_grads)>("variational_linear_backward");
-  return op.call(grad, input, theta, variance_weight, deviation, seed, row_offset, needed);
+  return op.call(grad, input, theta, log_sigma2, variance_weight, deviation, seed, row_offset, needed);
 }
 Tensors call_conv2d_backward(PYKD_KEPT_TENSORS, PYKD_CONV_OPTIONS, const Tensor& seed, int64_t row_offset,
                              Needed needed) {
   static auto op = find<decltype(Cpu::conv2d_grads)>("variational_conv2d_backward");
-  return op.call(grad, input, theta, variance_weight, deviation, stride, padding, dilation, groups, seed, row_offset,
-                 needed);
+  return op.call(grad, input, theta, log_sigma2, variance_weight, deviation, stride, padding, dilation, groups, seed,
+                 row_offset, needed);
 }
 
-struct Shape {  // of a convolution; empty for a linear layer
+struct Shape {
+  bool convolution = false;  // the others are a convolution's
   std::vector<int64_t> stride, padding, dilation;
   int64_t groups = 0;
 };
@@ -329,11 +376,12 @@ struct Function : torch::autograd::Function<Function> {
                                const Shape& shape) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [output, deviation, variance_weight] =
-        shape.groups ? call_conv2d(input, theta, log_sigma2, bias, shape.stride, shape.padding, shape.dilation,
-                                   shape.groups, seed, row_offset)
-                     : call_linear(input, theta, log_sigma2, bias, seed, row_offset);
-    ctx->save_for_backward({input, theta, variance_weight, deviation, seed});
+        shape.convolution ? call_conv2d(input, theta, log_sigma2, bias, shape.stride, shape.padding, shape.dilation,
+                                        shape.groups, seed, row_offset)
+                          : call_linear(input, theta, log_sigma2, bias, seed, row_offset);
+    ctx->save_for_backward({input, theta, log_sigma2, variance_weight, deviation, seed});
     ctx->mark_non_differentiable({deviation, variance_weight});
+    ctx->set_materialize_grads(false);
     ctx->saved_data["row_offset"] = row_offset;
     ctx->saved_data["bias"] = bias.has_value();
     ctx->saved_data["stride"] = shape.stride;
@@ -348,33 +396,37 @@ struct Function : torch::autograd::Function<Function> {
     if (!grads[0].defined()) return variable_list(kArguments);
     const variable_list kept = ctx->get_saved_variables();
     const auto& saved = ctx->saved_data;
-    const auto& [input, theta, variance_weight, deviation, seed] =
-        std::tie(kept[0], kept[1], kept[2], kept[3], kept[4]);
+    const auto& [input, theta, log_sigma2, variance_weight, deviation, seed] =
+        std::tie(kept[0], kept[1], kept[2], kept[3], kept[4], kept[5]);
     const bool has_bias = saved.at("bias").toBool();
     const Needed needed = {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
                            has_bias && ctx->needs_input_grad(3)};
     const int64_t row_offset = saved.at("row_offset").toInt(), groups = saved.at("groups").toInt();
     const Tensor grad = grads[0].to(input.scalar_type());
     const Tensors found =
-        groups ? call_conv2d_backward(grad, input, theta, variance_weight, deviation, saved.at("stride").toIntVector(),
-                                      saved.at("padding").toIntVector(), saved.at("dilation").toIntVector(), groups,
-                                      seed, row_offset, needed)
-               : call_linear_backward(grad, input, theta, variance_weight, deviation, seed, row_offset, needed);
+        groups ? call_conv2d_backward(grad, input, theta, log_sigma2, variance_weight, deviation,
+                                      saved.at("stride").toIntVector(), saved.at("padding").toIntVector(),
+                                      saved.at("dilation").toIntVector(), groups, seed, row_offset, needed)
+               : call_linear_backward(grad, input, theta, log_sigma2, variance_weight, deviation, seed, row_offset,
+                                      needed);
     return spread(found, needed, kArguments);
   }
 };
 
 struct NoSecondDerivative : torch::autograd::Function<NoSecondDerivative> {
-  static variable_list forward(AutogradContext*, PYKD_KEPT_TENSORS, const Tensor& seed, int64_t row_offset,
+  static variable_list forward(AutogradContext* ctx, PYKD_KEPT_TENSORS, const Tensor& seed, int64_t row_offset,
                                const Shape& shape, const Needed& needed) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return shape.groups
-               ? call_conv2d_backward(grad, input, theta, variance_weight, deviation, shape.stride, shape.padding,
-                                      shape.dilation, shape.groups, seed, row_offset, needed)
-               : call_linear_backward(grad, input, theta, variance_weight, deviation, seed, row_offset, needed);
+    if (ctx) ctx->saved_data["op"] = std::string(shape.convolution ? kConv2d : kLinear);
+    return shape.convolution
+               ? call_conv2d_backward(grad, input, theta, log_sigma2, variance_weight, deviation, shape.stride,
+                                      shape.padding, shape.dilation, shape.groups, seed, row_offset, needed)
+               : call_linear_backward(grad, input, theta, log_sigma2, variance_weight, deviation, seed, row_offset,
+                                      needed);
   }
-  static variable_list backward(AutogradContext*, variable_list) {
-    C10_THROW_ERROR(NotImplementedError, "variational layers: the second derivative is not implemented");
+  static variable_list backward(AutogradContext* ctx, variable_list) {
+    C10_THROW_ERROR(NotImplementedError,
+                    ctx->saved_data["op"].toStringRef() + ": the second derivative is not implemented");
   }
 };
 
@@ -385,22 +437,23 @@ Sampled linear_autograd(PYKD_LAYER_TENSORS, const Tensor& seed, int64_t row_offs
 }
 Sampled conv2d_autograd(PYKD_LAYER_TENSORS, PYKD_CONV_OPTIONS, const Tensor& seed, int64_t row_offset) {
   return sampled(Function::apply(input, theta, log_sigma2, bias, seed, row_offset,
-                                 Shape{stride.vec(), padding.vec(), dilation.vec(), groups}));
+                                 Shape{true, stride.vec(), padding.vec(), dilation.vec(), groups}));
 }
 
 Tensors grads_autograd(PYKD_KEPT_TENSORS, const Tensor& seed, int64_t row_offset, const Shape& shape, Needed needed) {
   if (at::GradMode::is_enabled())
-    return NoSecondDerivative::apply(grad, input, theta, variance_weight, deviation, seed, row_offset, shape, needed);
-  return NoSecondDerivative::forward(nullptr, grad, input, theta, variance_weight, deviation, seed, row_offset, shape,
-                                     needed);
+    return NoSecondDerivative::apply(grad, input, theta, log_sigma2, variance_weight, deviation, seed, row_offset,
+                                     shape, needed);
+  return NoSecondDerivative::forward(nullptr, grad, input, theta, log_sigma2, variance_weight, deviation, seed,
+                                     row_offset, shape, needed);
 }
 Tensors linear_grads_autograd(PYKD_KEPT_TENSORS, const Tensor& seed, int64_t row_offset, Needed needed) {
-  return grads_autograd(grad, input, theta, variance_weight, deviation, seed, row_offset, Shape(), needed);
+  return grads_autograd(grad, input, theta, log_sigma2, variance_weight, deviation, seed, row_offset, Shape(), needed);
 }
 Tensors conv2d_grads_autograd(PYKD_KEPT_TENSORS, PYKD_CONV_OPTIONS, const Tensor& seed, int64_t row_offset,
                               Needed needed) {
-  return grads_autograd(grad, input, theta, variance_weight, deviation, seed, row_offset,
-                        Shape{stride.vec(), padding.vec(), dilation.vec(), groups}, needed);
+  return grads_autograd(grad, input, theta, log_sigma2, variance_weight, deviation, seed, row_offset,
+                        Shape{true, stride.vec(), padding.vec(), dilation.vec(), groups}, needed);
 }
 
 }  // namespace
@@ -422,7 +475,8 @@ Tensor variational_conv2d(PYKD_LAYER_TENSORS, std::vector<int64_t> stride, std::
 
 TORCH_LIBRARY_FRAGMENT(pykd, m) {
 #define PYKD_LAYER "Tensor input, Tensor theta, Tensor log_sigma2, Tensor? bias, "
-#define PYKD_KEPT "Tensor grad, Tensor input, Tensor theta, Tensor variance_weight, Tensor deviation, "
+#define PYKD_KEPT \
+  "Tensor grad, Tensor input, Tensor theta, Tensor log_sigma2, Tensor variance_weight, Tensor deviation, "
 #define PYKD_CONV "int[] stride, int[] padding, int[] dilation, int groups, "
 #define PYKD_SAMPLED ") -> (Tensor output, Tensor deviation, Tensor variance_weight)"
   m.def("variational_linear(" PYKD_LAYER "Tensor seed, int row_offset" PYKD_SAMPLED);

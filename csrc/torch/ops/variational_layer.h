@@ -37,9 +37,10 @@ using Sampled = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 // Which gradients are asked for: of input, theta, log_sigma2, bias.
 using Needed = std::array<bool, 4>;
 
-#define PYKD_KEPT_TENSORS                                                                                      \
-  const at::Tensor &grad, const at::Tensor &input, const at::Tensor &theta, const at::Tensor &variance_weight, \
-      const at::Tensor &deviation
+// log_sigma2 is there for autograd, which must know that the gradients depend on it.
+#define PYKD_KEPT_TENSORS                                                   \
+  const at::Tensor &grad, const at::Tensor &input, const at::Tensor &theta, \
+      [[maybe_unused]] const at::Tensor &log_sigma2, const at::Tensor &variance_weight, const at::Tensor &deviation
 
 Sampled linear_forward(RunLayer run, PYKD_LAYER_TENSORS, const at::Tensor& seed, int64_t row_offset);
 Sampled conv2d_forward(RunLayer run, PYKD_LAYER_TENSORS, PYKD_CONV_OPTIONS, const at::Tensor& seed, int64_t row_offset);
@@ -59,12 +60,12 @@ struct VariationalLayerOps {
   }
   static std::vector<at::Tensor> linear_grads(PYKD_KEPT_TENSORS, const at::Tensor& seed, int64_t row_offset,
                                               Needed needed) {
-    return linear_backward(run, grad, input, theta, variance_weight, deviation, seed, row_offset, needed);
+    return linear_backward(run, grad, input, theta, log_sigma2, variance_weight, deviation, seed, row_offset, needed);
   }
   static std::vector<at::Tensor> conv2d_grads(PYKD_KEPT_TENSORS, PYKD_CONV_OPTIONS, const at::Tensor& seed,
                                               int64_t row_offset, Needed needed) {
-    return conv2d_backward(run, grad, input, theta, variance_weight, deviation, stride, padding, dilation, groups, seed,
-                           row_offset, needed);
+    return conv2d_backward(run, grad, input, theta, log_sigma2, variance_weight, deviation, stride, padding, dilation,
+                           groups, seed, row_offset, needed);
   }
   static void implement(torch::Library& m) {
     m.impl("variational_linear", &linear);
