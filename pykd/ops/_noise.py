@@ -41,6 +41,9 @@ _TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
     "label_smoothing": _NUMBER,
     "sigma": _NUMBER,
     "alpha": _NUMBER,
+    "scale": _NUMBER,
+    "threshold": _NUMBER,
+    "scale_by_size": ("a bool", (bool,)),
     "out": _TENSOR,
     "accumulate": ("a bool", (bool,)),
 }
