@@ -31,9 +31,12 @@ inline bool is_half(DType dtype) { return dtype == DType::kFloat16 || dtype == D
 // Logits at `at`: where they are, or widened into `buffer`.
 template <typename T>
 const T* as_wide(const void* logits, DType dtype, int64_t at, int64_t n, T* buffer) {
-  if (!is_half(dtype)) return static_cast<const T*>(logits) + at;
-  if constexpr (sizeof(T) == sizeof(float)) widen(static_cast<const uint16_t*>(logits) + at, dtype, buffer, n);
-  return buffer;
+  if constexpr (sizeof(T) == sizeof(float))
+    if (is_half(dtype)) {
+      widen(static_cast<const uint16_t*>(logits) + at, dtype, buffer, n);
+      return buffer;
+    }
+  return static_cast<const T*>(logits) + at;
 }
 
 // A large row comes from memory: up to three arrays of n logits from `at` on, fetched while their noise is drawn.

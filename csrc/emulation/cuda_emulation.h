@@ -102,7 +102,8 @@ namespace pykd::emulation {
 
 struct Barrier {
   unsigned expected = 0, arrived = 0, phase = 0;
-  char order[2];  // what TSan takes for the synchronisation object of even and odd phases
+  char order[2];           // what TSan takes for the synchronisation object of even and odd phases
+  unsigned voted[2] = {};  // the last even and odd phase with a vote for yes, plus one
 };
 
 struct Warp {
@@ -193,6 +194,14 @@ class Team {
     if (barrier.phase == phase) pause(t, true);
     t.awaited = nullptr;
     order(barrier.order[phase & 1], false);
+  }
+
+  // Nobody is two phases ahead of one who still reads this one's vote.
+  PYKD_UNSANITIZED static bool vote(Barrier& barrier, bool yes) {
+    const unsigned phase = barrier.phase;
+    if (yes) barrier.voted[phase & 1] = phase + 1;
+    wait(barrier);
+    return barrier.voted[phase & 1] == phase + 1;
   }
 
  private:
@@ -327,6 +336,9 @@ struct Launch {
 inline constexpr int warpSize = 32;
 
 inline void __syncthreads() { pykd::emulation::Team::wait(pykd::emulation::Team::self().block->barrier); }
+inline int __syncthreads_or(int predicate) {
+  return pykd::emulation::Team::vote(pykd::emulation::Team::self().block->barrier, predicate != 0);
+}
 inline void __syncwarp(unsigned mask = ~0u) {
   pykd::emulation::exchange(mask, 0, [](auto) { return 0; });
 }

@@ -47,6 +47,14 @@ __global__ void votes(unsigned* ballot, int* any, int* all) {
   all[rank] = __all_sync(~0u, rank < 32);
 }
 
+// Thread `for_it` of 70 votes for yes in the second of three votes.
+__global__ void votes_of_block(unsigned for_it, int* votes) {
+  for (int i = 0; i < 3; ++i) {
+    const int any = __syncthreads_or(i == 1 && threadIdx.x == for_it);
+    if (threadIdx.x == 69 - for_it) votes[i] = any;
+  }
+}
+
 __global__ void count(unsigned* counter) {
   if (threadIdx.x % 2 == 0) return;  // a thread that returned holds nobody up
   __syncthreads();
@@ -95,6 +103,12 @@ void test_model() {
   PYKD_LAUNCH(1, 40, 0, nullptr, votes)(ballot.data(), any.data(), all.data());
   check(ballot[0] == 0x1F && ballot[39] == 0x1F && any[31] == 1 && any[32] == 0 && all[31] == 1 && all[32] == 0,
         "votes");
+
+  for (unsigned for_it : {0u, 69u}) {
+    int of_block[3] = {-1, -1, -1};
+    PYKD_LAUNCH(1, 70, 0, nullptr, votes_of_block)(for_it, of_block);
+    check(of_block[0] == 0 && of_block[1] != 0 && of_block[2] == 0, "votes of a block");
+  }
 
   unsigned counter = 0;
   PYKD_LAUNCH(5, 66, 0, nullptr, count)(&counter);

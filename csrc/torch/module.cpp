@@ -5,6 +5,8 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "core/cpu_isa.h"
+#include "torch/ops/block_norm.h"
+#include "torch/ops/block_prox.h"
 #include "torch/ops/distillation_loss.h"
 #include "torch/ops/logit_regression.h"
 #include "torch/ops/noisy_logits.h"
@@ -32,6 +34,11 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda") = static_cast<bool>(PYKD_WITH_CUDA);
   m.attr("cuda_reason") = PYKD_CUDA_REASON;
   m.def("isa", &pykd::cpu_isa_name, "The instruction set the CPU kernels run with: baseline, avx2 or avx512.");
+  m.def("block_norm", wrap_pybind_function_no_gil(pykd::glue::block_norm));
+  m.def("block_norm_and_grad", wrap_pybind_function_no_gil(pykd::glue::block_norm_and_grad));
+  m.def("block_norm_and_grad_out", wrap_pybind_function_no_gil(pykd::glue::block_norm_and_grad_out));
+  m.def("block_norms", wrap_pybind_function_no_gil(pykd::glue::block_norms));
+  m.def("block_prox_", wrap_pybind_function_no_gil(pykd::glue::block_prox_));
   define_loss<pykd::glue::DistillationLossOp>(m);
   define_loss<pykd::glue::LogitRegressionOp>(m);
   m.def("noisy_logits", wrap_pybind_function_no_gil(pykd::glue::noisy_logits));

@@ -4,6 +4,8 @@ from pykd._extension import load
 
 load()  # registers torch.ops.pykd, or says in one sentence why it cannot
 
+from pykd.ops.block_norm import block_norm, block_norm_and_grad, block_norms  # noqa: E402
+from pykd.ops.block_prox import block_prox_  # noqa: E402
 from pykd.ops.distillation_loss import distillation_loss, distillation_loss_and_grad  # noqa: E402
 from pykd.ops.logit_regression import logit_regression, logit_regression_and_grad  # noqa: E402
 from pykd.ops.noisy_logits import noisy_logits  # noqa: E402
@@ -11,6 +13,10 @@ from pykd.ops.variational_kl import variational_kl, variational_kl_and_grad  # n
 from pykd.ops.variational_layer import variational_conv2d, variational_linear  # noqa: E402
 
 __all__ = [
+    "block_norm",
+    "block_norm_and_grad",
+    "block_norms",
+    "block_prox_",
     "distillation_loss",
     "distillation_loss_and_grad",
     "logit_regression",

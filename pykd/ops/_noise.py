@@ -46,6 +46,9 @@ _TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
     "scale": _NUMBER,
     "sigma": _NUMBER,
     "alpha": _NUMBER,
+    "scale": _NUMBER,
+    "threshold": _NUMBER,
+    "scale_by_size": ("a bool", (bool,)),
     "out": _TENSOR,
     "accumulate": ("a bool", (bool,)),
 }

@@ -17,14 +17,15 @@ def as_list(weights: Weights) -> list[Tensor]:
 
 def block_shape(weight: Tensor, groups: Groups) -> tuple[int, int]:
     """Rows and columns of a group in the weight flattened to ``[out, in * kh * kw]``."""
-    kernel = weight[0, 0].numel()
-    columns = weight[0].numel()
+    kernel, columns = weight.shape[2:].numel(), weight.shape[1:].numel()
     named = {"in": (len(weight), kernel), "out": (1, columns), "kernel": (1, kernel)}
     return named[groups] if isinstance(groups, str) else groups
 
 
 def by_group(weight: Tensor, groups: Groups) -> Tensor:
     """``[grid rows, grid columns, entries]``: a group's entries side by side, the smaller groups filled with zeros."""
+    if not weight.numel():
+        return weight.reshape(0, 0, 1)
     rows, columns = block_shape(weight, groups)
     matrix = weight.reshape(len(weight), -1)
     matrix = F.pad(matrix, (0, -matrix.shape[1] % columns, 0, -matrix.shape[0] % rows))
@@ -38,7 +39,7 @@ def norm_of(entries: Tensor, norm: str) -> Tensor:
     largest = entries.detach().abs().amax(-1, keepdim=True)  # squares of neither large nor small entries are lost
     scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
     squares = ((entries / scale) ** 2).sum(-1)
-    return torch.where(squares != 0, squares, 1.0).sqrt() * scale.squeeze(-1) * (squares != 0)
+    return torch.where(squares == 0, 1.0, squares).sqrt() * scale.squeeze(-1) * (squares != 0)
 
 
 def block_norms(weight: Tensor, *, groups: Groups = "in", norm: str = "l1_l2") -> Tensor:
@@ -73,7 +74,7 @@ def block_norm(
             own, its = surrounded(norms), surrounded(norm_of(taught, norm))
             sizes = surrounded(sizes) + surrounded(by_group(torch.ones_like(teacher.double()), groups).sum(-1))
             if norm == "l1_linf":
-                norms = torch.where(own > its, own, its)
+                norms = torch.where((own > its) | own.isnan(), own, its)
             else:
                 norms = norm_of(torch.stack([own, its], -1), "l1_l2")
         total = total + (norms * sizes.sqrt() if scale_by_size else norms).sum()

@@ -22,8 +22,7 @@ def block_prox_(weights: Weights, *, groups: Groups = "in", norm: str = "l1_l2",
             level = _clipped_at(entries, threshold)
             near = entries.clamp(-level, level)
         else:
-            norms = norm_of(entries, norm).unsqueeze(-1)
-            near = entries * torch.where(norms > threshold, 1 - threshold / norms, torch.zeros_like(norms))
+            near = entries * (1 - threshold / norm_of(entries, norm).unsqueeze(-1)).clamp(min=0)
         if threshold == 0:
             near = entries
         places = by_group(torch.arange(1, weight.numel() + 1, device=weight.device).view_as(weight), groups)
