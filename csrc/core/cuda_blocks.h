@@ -26,8 +26,7 @@ struct Pair {
   T first, second;
 };
 
-// ---- the plan of a weight
-// --------------------------------------------------------------------------------------------
+// ---- the plan of a weight -------------------------------------------------------------------------------------------
 
 struct Panels {
   Blocks blocks;  // as one row where groups lie one after another
@@ -39,8 +38,13 @@ struct Panels {
   int team;       // threads that add them
   int together;   // panels of a block, in registers at the same time
   int across;     // panels of a row of the grid
-  bool vectors;   // packs are whole and aligned
-  bool merged;    // a pack lies in one group
+  int height;     // rows of a panel
+  int width;      // columns of a panel,
+  int last;       // and of the last in its row of the grid
+  // Entries from a pack to the thread's next, from the end of a row to the next, from one of panels to the next.
+  unsigned down, wrap, back;
+  bool vectors;  // packs are whole and aligned
+  bool merged;   // a pack lies in one group
 
   Panels() = default;
   Panels(const Blocks& b, size_t entry_bytes, bool aligned) : blocks(b) {
@@ -58,15 +62,23 @@ struct Panels {
     across = static_cast<int>(divided(columns, groups));
     vectors = aligned && blocks.columns % pack == 0 && (across == 1 || groups * width % pack == 0);
     merged = groups == 1 || (vectors && width % pack == 0);
+    this->width = static_cast<int>(groups * width);
+    this->height = static_cast<int>(height);
+    last = static_cast<int>(blocks.columns - (across - 1) * groups * width);
     packs = static_cast<int>(divided(groups * width, pack));
     lanes = packs <= kThreads ? kThreads / packs : 0;
     steps = static_cast<int>(lanes ? divided(height, lanes) : divided(height * packs, kThreads));
     values = groups == 1 ? kThreads : static_cast<int>(lanes * (merged ? width / pack : width));
+    const int64_t stride = vectors ? pack : 1;
+    down = static_cast<unsigned>(lanes ? lanes * blocks.columns : kThreads * stride);
+    wrap = static_cast<unsigned>(blocks.columns - packs * stride);
+    back = static_cast<unsigned>(height * blocks.columns - across * groups * width);
     const int64_t bytes = panel_bytes(entry_bytes);
     together = static_cast<int>(steps > kHeld ? 1 : smallest(kHeld / steps, kSharedBytes / bytes, count()));
     for (team = 1; team < 32 && team < values && 2 * team * together * groups <= kThreads;) team *= 2;
   }
 
+  PYKD_HD bool is_regular() const { return vectors && merged; }
   PYKD_HD int64_t count() const { return blocks.grid_rows() * across; }
   unsigned thread_blocks() const { return static_cast<unsigned>(divided(count(), together)); }
   // Of dynamic shared memory: the sums, and two values a group.
@@ -107,13 +119,14 @@ struct Weights {
   }
 };
 
-// ---- the panels of a block
-// -------------------------------------------------------------------------------------------
+// ---- the panels of a block ------------------------------------------------------------------------------------------
 
-template <typename T, typename E>
+// With kRegular, packs are whole, aligned and in one group each.
+template <typename T, typename E, bool kRegular>
 class PanelsOfBlock {
  public:
   static constexpr int kPack = entries_of_pack(sizeof(E));
+  static constexpr int kSums = kRegular ? 1 : kPack;  // groups that a pack may lie in
   using ThisPack = Pack<E, kPack>;
 
   __device__ PanelsOfBlock(const Panels& panels, const void* weight, unsigned block, Pair<T>* shared)
@@ -121,11 +134,14 @@ class PanelsOfBlock {
     const int thread = static_cast<int>(threadIdx.x), width = static_cast<int>(p.blocks.block_columns);
     lane = thread / p.packs;
     pack = thread % p.packs;
-    for (int j = 0; j < kPack; ++j) {
-      group[j] = 0;
-      if (p.groups == 1 || (p.merged && j > 0)) continue;
+    is_active = p.lanes == 0 || thread < p.lanes * p.packs;
+    for (int j = 0; j < kSums; ++j) {
       const int place = column(pack, j);
-      group[j] = is_active() && place < p.groups * width ? place / width : kNone;
+      group[j] = 0;
+      slot[j] = p.groups > 1 ? kNone : j == 0 ? thread : kNone;
+      if (p.groups == 1 || !is_active || place >= p.width) continue;
+      group[j] = place / width;
+      slot[j] = group[j] * p.values + (lane * width + place % width) / (kRegular ? kPack : 1);
     }
   }
 
@@ -139,20 +155,24 @@ class PanelsOfBlock {
   // nothing. `own` is what of_groups has of the entry's group, 1 if it is null.
   template <typename Sum, typename Finish>
   __device__ bool reduce(const Sum& sum, const T* of_groups, Finish finish) {
-    Pair<T> sums[kPack];
-    T own[kPack];
+    Pair<T> sums[kSums] = {};
+    T own[kSums];
+    for (T& each : own) each = 1;
     each([] {},
          [&](int panel) {
-           for (int j = 0; j < kPack; ++j) {
-             sums[j] = {};
-             own[j] = 1;
-           }
            if (of_groups) values_of(of_groups, panel, own);
          },
          [&](int, const ThisPack& entries) {
-           for (int j = 0; j < kPack; ++j) sum.add(sums[j], widen(entries.logit[j]), own[j]);
+           for (int j = 0; j < kPack; ++j) sum.add(sums[j % kSums], widen(entries.logit[j]), own[j % kSums]);
          },
-         [&](int panel) { put(sum, panel, sums); });
+         [&](int panel) {
+           if (!kRegular && p.groups == 1)
+             for (int j = 1; j < kSums; ++j) sums[0] = sum.join(sums[0], sums[j]);
+           for (int j = 0; j < kSums; ++j) {
+             if (slot[j] != kNone) values[panel * p.groups * p.values + slot[j]] = sums[j];
+             sums[j] = {};
+           }
+         });
     __syncthreads();
     bool any = false;
     const int team_lane = static_cast<int>(threadIdx.x) % p.team, groups = p.together * p.groups;
@@ -181,22 +201,26 @@ class PanelsOfBlock {
     }
   }
 
-  // begin(panel), use(k, pack) for the thread's packs of the panel, end(panel); fresh() where the packs are others.
+  // For each of the block's panels begin(panel), use(k, pack) for the thread's packs, end(panel); fresh() where the
+  // packs k have become others.
   template <typename Fresh, typename Begin, typename Use, typename End>
   __device__ void each(Fresh fresh, Begin begin, Use use, End end) {
     Place at = is_loaded ? Place{} : start();
-    for (int panel = 0; panel < p.together; ++panel) {
-      begin(panel);
-      for (int done = 0; done < p.steps; done += kHeld) {
-        if (!is_loaded) load(at, p.together * p.steps - done);
-        if (panel == 0) fresh();
-        is_loaded = p.steps <= kHeld;
-        const int first = panel * p.steps, count = p.steps - done;
-        PYKD_UNROLL for (int k = 0; k < kHeld; ++k) {
-          if (k >= first && k < first + count) use(k, held[k]);
+    const int packs = p.together * p.steps;
+    for (int done = 0, panel = 0, step = 0; done < packs; done += kHeld) {
+      if (!is_loaded) load(at, packs - done);
+      is_loaded = p.steps <= kHeld;
+      fresh();
+      PYKD_UNROLL for (int k = 0; k < kHeld; ++k) {
+        if (done + k < packs) {
+          if (step == 0) begin(panel);
+          use(k, held[k]);
+          if (++step == p.steps) {
+            end(panel++);
+            step = 0;
+          }
         }
       }
-      end(panel);
     }
   }
 
@@ -204,7 +228,7 @@ class PanelsOfBlock {
   __device__ ThisPack read(const void* from, int k) const {
     const E* const entry = static_cast<const E*>(from) + first + offset[k];
     ThisPack to = {};
-    if (p.vectors) {
+    if (kRegular || p.vectors) {
       if (count(k) > 0) read_whole(entry, to);
     } else {
       for (int j = 0; j < kPack; ++j)
@@ -215,7 +239,7 @@ class PanelsOfBlock {
 
   __device__ void write(int k, const ThisPack& entries, void* to) const {
     E* const entry = static_cast<E*>(to) + first + offset[k];
-    if (p.vectors) {
+    if (kRegular || p.vectors) {
       if (count(k) > 0) __stcs(reinterpret_cast<Access<ThisPack>*>(entry), whole_of(entries));
     } else {
       for (int j = 0; j < kPack; ++j)
@@ -224,11 +248,8 @@ class PanelsOfBlock {
   }
 
   // What each entry of the thread's packs of a panel finds at its group.
-  __device__ void values_of(const T* of_groups, int panel, T (&to)[kPack]) const {
-    for (int j = 0; j < kPack; ++j) {
-      const int g = p.merged ? group[0] : group[j];
-      to[j] = of_groups[panel * p.groups + (g == kNone ? 0 : g)];
-    }
+  __device__ void values_of(const T* of_groups, int panel, T (&to)[kSums]) const {
+    for (int j = 0; j < kSums; ++j) to[j] = of_groups[panel * p.groups + group[j]];
   }
 
  private:
@@ -236,110 +257,96 @@ class PanelsOfBlock {
 
   // A pack on the thread's way through the panels.
   struct Place {
-    int64_t entry, first_entry;  // of the pack, of the thread's first pack of the panel
-    int64_t rows;                // of the matrix, from the panel's first on
-    int panel;                   // in its row of the grid
+    unsigned entry, first_entry;  // of the pack, of the thread's first pack of the panel: from `first` on
+    int64_t rows_left;            // of the matrix, from the panel's first on
+    int panel;                    // in its row of the grid
+    int rows, columns;            // of the panel
     int step, row, pack;
   };
 
-  __device__ bool is_active() const { return p.lanes == 0 || lane < p.lanes; }
-  __device__ int column(int pack, int j) const { return p.vectors ? pack * kPack + j : pack + j * p.packs; }
+  __device__ int column(int pack, int j) const { return kRegular || p.vectors ? pack * kPack + j : pack + j * p.packs; }
   __device__ int count(int k) const { return counts >> 4 * k & 15; }
 
-  __device__ Place start() const {
+  __device__ Place start() {
     const Blocks& b = p.blocks;
     const int64_t row = first_panel / static_cast<unsigned>(p.across) * b.block_rows;
-    const int panel = static_cast<int>(first_panel % static_cast<unsigned>(p.across));
-    const int64_t entry =
-        (row + lane) * b.columns + panel * (p.groups * b.block_columns) + pack * (p.vectors ? kPack : 1);
-    return {entry, entry, b.rows - row, panel, 0, lane, pack};
+    Place at{};
+    at.panel = static_cast<int>(first_panel % static_cast<unsigned>(p.across));
+    at.rows_left = b.rows - row;
+    first = (row + lane) * b.columns + int64_t{at.panel} * p.width + column(pack, 0);
+    enter(at);
+    return at;
+  }
+
+  // To the thread's first pack of a panel.
+  __device__ void enter(Place& at) const {
+    at.rows = !is_active ? 0 : at.rows_left < p.height ? static_cast<int>(at.rows_left) : p.height;
+    at.columns = at.panel == p.across - 1 ? p.last : p.width;
+    at.entry = at.first_entry;
+    at.step = 0;
+    at.row = lane;
+    at.pack = pack;
   }
 
   __device__ void advance(Place& at) const {
-    const Blocks& b = p.blocks;
     if (++at.step == p.steps) {
-      const int64_t width = p.groups * b.block_columns;
-      at.first_entry += width;
+      at.first_entry += static_cast<unsigned>(p.width);
       if (++at.panel == p.across) {
         at.panel = 0;
-        at.rows -= b.block_rows;
-        at.first_entry += b.block_rows * b.columns - p.across * width;
+        at.rows_left -= p.height;
+        at.first_entry += p.back;
       }
-      at.entry = at.first_entry;
-      at.step = 0;
-      at.row = lane;
-      at.pack = pack;
-    } else if (p.lanes) {
-      at.row += p.lanes;
-      at.entry += p.lanes * b.columns;
-    } else {
-      const int entries = p.vectors ? kPack : 1;
-      at.entry += kThreads * entries;
-      if ((at.pack += kThreads) >= p.packs) {
-        at.pack -= p.packs;
-        at.entry += b.columns - int64_t{p.packs} * entries;
-        ++at.row;
-      }
+      enter(at);
+      return;
+    }
+    at.row += p.lanes;
+    at.entry += p.down;
+    if (p.lanes == 0 && (at.pack += kThreads) >= p.packs) {
+      at.pack -= p.packs;
+      at.entry += p.wrap;
+      ++at.row;
     }
   }
 
   // How many entries of a pack there are.
   __device__ int count_at(const Place& at) const {
-    const Blocks& b = p.blocks;
-    if (!is_active() || at.row >= at.rows || at.row >= b.block_rows) return 0;
-    const int64_t width = p.groups * b.block_columns, left = b.columns - at.panel * width;
-    const int64_t columns = left < width ? left : width;
-    int inside = 0;
-    for (int j = 0; j < kPack; ++j) inside += column(at.pack, j) < columns;
-    return inside;
+    if (at.row >= at.rows) return 0;
+    if (kRegular || p.vectors) return at.pack * kPack < at.columns ? kPack : 0;
+    int count = 0;
+    for (int j = 0; j < kPack; ++j) count += column(at.pack, j) < at.columns;
+    return count;
   }
 
-  // The thread's next packs, at most `left`; zeros where the weight has no entry.
+  // The thread's next packs, at most `left`.
   __device__ void load(Place& at, int left) {
-    first = at.entry;
+    first += at.entry;
+    at.entry = 0;  // at.first_entry matters no more where a panel is loaded in parts
     counts = 0;
     PYKD_UNROLL for (int k = 0; k < kHeld; ++k) {
-      offset[k] = static_cast<unsigned>(at.entry - first);
-      if (k >= left) continue;
-      counts |= static_cast<unsigned>(count_at(at)) << 4 * k;
-      advance(at);
+      offset[k] = at.entry;
+      if (k < left) {
+        counts |= static_cast<unsigned>(count_at(at)) << 4 * k;
+        advance(at);
+      }
     }
     PYKD_UNROLL for (int k = 0; k < kHeld; ++k) held[k] = read(weight, k);
-  }
-
-  template <typename Sum>
-  __device__ void put(const Sum& sum, int panel, const Pair<T> (&sums)[kPack]) {
-    Pair<T>* const to = values + panel * p.groups * p.values;
-    if (p.merged) {
-      Pair<T> total = sums[0];
-      for (int j = 1; j < kPack; ++j) total = sum.join(total, sums[j]);
-      const int width = static_cast<int>(p.blocks.block_columns) / kPack;
-      if (p.groups == 1)
-        to[threadIdx.x] = total;
-      else if (group[0] != kNone)
-        to[group[0] * p.values + lane * width + pack - group[0] * width] = total;
-    } else {
-      const int width = static_cast<int>(p.blocks.block_columns);
-      for (int j = 0; j < kPack; ++j)
-        if (group[j] != kNone) to[group[j] * p.values + lane * width + column(pack, j) - group[j] * width] = sums[j];
-    }
   }
 
   const Panels& p;
   const void* const weight;
   Pair<T>* const values;
   const unsigned first_panel;
-  int lane, pack;    // of the thread in a panel
-  int group[kPack];  // of the panel's, of the entries of a pack
+  int lane, pack;  // of the thread in a panel
+  bool is_active;
+  int group[kSums], slot[kSums];  // of the panel's, of the entries of a pack; where their sums go
   bool is_loaded = false;
   ThisPack held[kHeld];
-  int64_t first = 0;  // entry of the held packs
-  unsigned offset[kHeld];
-  unsigned counts = 0;  // of the entries in each, four bits a pack
+  int64_t first = 0;       // entry of the weight that offsets count from
+  unsigned offset[kHeld];  // of the held packs
+  unsigned counts = 0;     // of the entries in each, four bits a pack
 };
 
-// ---- norms
-// -----------------------------------------------------------------------------------------------------------
+// ---- norms ----------------------------------------------------------------------------------------------------------
 
 // Of entries times a scale of their group, the sum of squares; and the largest magnitude.
 template <typename T>

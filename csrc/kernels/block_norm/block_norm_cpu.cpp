@@ -132,12 +132,13 @@ struct Unit {
       if (student.columns <= kTile) {
         T in_groups[kRoom];
         sum_groups<false>(ties, n, student.group_columns, in_groups);
-        for (int64_t g = 0; g < student.groups; ++g) factor[g] /= in_groups[g];
+        for (int64_t g = 0; g < student.groups; ++g)
+          if (factor[g] != 0) factor[g] /= in_groups[g];
         return;
       }
       tied += total_of<false>(ties, n);
     }
-    factor[0] /= tied;
+    if (factor[0] != 0) factor[0] /= tied;
   }
 
   int64_t place(int64_t row, int64_t begin) const {

@@ -18,8 +18,8 @@ inline double magnitude(double x) { return __builtin_fabs(x); }
 inline bool any_above(Floats a, Floats b) { return reduce_max(a > b ? Floats{} + 1.0f : Floats{}) > 0; }
 inline bool any_above(double a, double b) { return a > b; }
 
-// kLanes groups of kWidth columns, one after the other, to kWidth vectors of a lane a group: neighbours are parted until
-// none of a group are left.
+// kLanes groups of kWidth columns, one after the other, to kWidth vectors of a lane a group: neighbours are parted
+// until none of a group are left.
 template <int kWidth>
 inline void turn(Floats (&v)[kWidth]) {
   if constexpr (kWidth > 1) {
@@ -119,8 +119,8 @@ struct Unit {
     }
     for (int64_t lane = 0; lane < kStep; ++lane) set(number, lane, static_cast<T>(entries_of(first + lane)));
     Float level = first_level(sum, number);
-    for (Float last = level - 1; any_above(level, last);) {
-      last = level;
+    for (bool rising = true; rising;) {
+      const Float last = level;
       Float above{}, of_them{};
       for (int64_t i = 0; i < count; ++i) {
         const Float entry = load_lanes(entries + i * kStep);
@@ -128,6 +128,7 @@ struct Unit {
         of_them += entry > level ? Float{} + 1 : Float{};
       }
       level = next_level(level, above, of_them, threshold);
+      rising = any_above(level, last);
     }
     store_lanes(values + first, level);
   }
@@ -139,14 +140,15 @@ struct Unit {
     alignas(64) T values_held[kHeld], wide[kRoom];
     const int64_t padded = (end - begin + kStep - 1) / kStep * kStep;
     if (held)
-      for (int64_t r = 0; r < p.rows; ++r) {
-        const T* const from = row(r, begin, end - begin, wide);
-        int64_t i = 0;
-        for (; i + kStep <= end - begin; i += kStep)
-          store_lanes(values_held + r * padded + i, magnitude(load_lanes(from + i)));
-        if (i < end - begin)
-          store_lanes(values_held + r * padded + i, magnitude(load_lanes(from + i, end - begin - i)));
-      }
+      for (int64_t r = 0; r < p.rows; ++r)
+        for (int64_t at = begin; at < end; at += kTile) {
+          const int64_t n = smaller(kTile, end - at);
+          const T* const from = row(r, at, n, wide);
+          T* const to = values_held + r * padded + at - begin;
+          int64_t i = 0;
+          for (; i + kStep <= n; i += kStep) store_lanes(to + i, magnitude(load_lanes(from + i)));
+          if (i < n) store_lanes(to + i, magnitude(load_lanes(from + i, n - i)));
+        }
     const auto sums = [&](T level, double& above, double& of_them) {
       above = of_them = 0;
       const auto piece = [&](const T* from, int64_t n) {
@@ -166,7 +168,8 @@ struct Unit {
         of_them += static_cast<double>(reduce_sum(number[0] + number[1]));
       };
       if (held)
-        for (int64_t at = 0; at < p.rows * padded; at += kTile) piece(values_held + at, smaller(kTile, p.rows * padded - at));
+        for (int64_t at = 0; at < p.rows * padded; at += kTile)
+          piece(values_held + at, smaller(kTile, p.rows * padded - at));
       else
         for (int64_t r = 0; r < p.rows; ++r)
           for (int64_t at = begin; at < end; at += kTile) {
@@ -178,10 +181,10 @@ struct Unit {
     sums(T{}, above, of_them);
     if (above <= a.threshold) return 0;
     T level = first_level(static_cast<T>(above), static_cast<T>(entries_of(group)));
-    for (T last = level - 1; level > last;) {
-      last = level;
+    for (T last = level;; last = level) {
       sums(level, above, of_them);
       level = next_level(level, static_cast<T>(above), static_cast<T>(of_them), threshold);
+      if (!(level > last)) break;
     }
     return level;
   }
