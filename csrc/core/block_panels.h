@@ -79,8 +79,8 @@ void join_rows(const void* weight, DType dtype, const Panel& p, int64_t at, int6
       (r ? join<kLinf, false, 4, T> : join<kLinf, true, 4, T>)(total, w + r * p.stride, p.stride, n);
   }
   for (; r < p.rows; ++r)
-    (r ? join<kLinf, false, 1, T> : join<kLinf, true, 1, T>)(
-        total, as_wide(weight, dtype, (p.row + r) * p.stride + at, n, wide), 0, n);
+    (r ? join<kLinf, false, 1, T>
+       : join<kLinf, true, 1, T>)(total, as_wide(weight, dtype, (p.row + r) * p.stride + at, n, wide), 0, n);
 }
 
 // ---- columns to groups, and back ----
@@ -121,7 +121,8 @@ inline Floats pairs(Floats a, Floats b) {
 // kVectors vectors, a power of two of at most kLanes, to one: a lane is a group of kVectors lanes.
 template <bool kLinf, int kVectors, typename Get>
 inline Floats gathered(int first, const Get& get) {
-  if constexpr (kVectors == 1) return get(first);
+  if constexpr (kVectors == 1)
+    return get(first);
   else
     return pairs<kLinf>(gathered<kLinf, kVectors / 2>(first, get),
                         gathered<kLinf, kVectors / 2>(first + kVectors / 2, get));
@@ -253,7 +254,8 @@ double scaled_norm(const void* weight, DType dtype, const Panel& p, int64_t grou
 inline Floats root_of(Floats x) { return square_root(x); }
 inline double root_of(double x) { return __builtin_sqrt(x); }
 
-// The norms of a panel's groups, with room for whole vectors. The squares of large and small entries are neither infinite nor lost.
+// The norms of a panel's groups, with room for whole vectors. The squares of large and small entries are neither
+// infinite nor lost.
 template <typename T>
 void group_norms(const void* weight, DType dtype, const Panel& p, T* norms) {
   using Float = decltype(load_lanes(norms));
@@ -270,7 +272,7 @@ void group_norms(const void* weight, DType dtype, const Panel& p, T* norms) {
   alignas(64) T most[kRoom];  // tells groups of zeros, which pruning makes, from those whose squares vanished
   measure<true>(weight, dtype, p, most);
   for (int64_t g = 0; g < count; ++g)
-    norms[g] = static_cast<T>(most[g] == 0            ? 0
+    norms[g] = static_cast<T>(most[g] == 0           ? 0
                               : is_regular(norms[g]) ? __builtin_sqrt(static_cast<double>(norms[g]))
                                                      : scaled_norm<T>(weight, dtype, p, g));
 }

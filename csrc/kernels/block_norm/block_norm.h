@@ -52,7 +52,7 @@ int64_t block_norm_units(const BlockNorm& args);
 void block_norm_cpu(const BlockNorm& args, int64_t unit_begin, int64_t unit_end);
 
 // Enqueues all of it on `stream` and returns; never synchronises, never allocates. `workspace` is device memory for
-// partial sums, aligned to 8 bytes; it may be null where block_norm_workspace_bytes says 0.
+// partial sums and the norms of teachers, aligned to 8 bytes; it may be null where block_norm_workspace_bytes says 0.
 CudaStatus block_norm_cuda(const BlockNorm& args, void* workspace, CUstream_st* stream);
 int64_t block_norm_workspace_bytes(const BlockNorm& args);
 

@@ -58,8 +58,8 @@ struct Unit {
 
   void measure_l2() {
     constexpr T kLargest = sizeof(T) == sizeof(float) ? T(1e18) : T(1e150), kSmallest = 1 / kLargest;
-    for (int64_t g = student.groups; g < count; ++g) norm[g] = 0;
     group_norms(w.student, a.dtype, student, norm);
+    for (int64_t g = student.groups; g < count; ++g) norm[g] = 0;
     if (teacher.columns) {
       alignas(64) T others[kRoom];
       group_norms(w.teacher, a.teacher_dtype, teacher, others);
@@ -83,10 +83,10 @@ struct Unit {
   // factor: 1 where the student's largest entry is the group's.
   void measure_linf() {
     alignas(64) T others[kRoom];
-    for (int64_t g = student.groups; g < count; ++g) norm[g] = 0;
-    for (int64_t g = teacher.groups; g < count; ++g) others[g] = 0;
     measure<true>(w.student, a.dtype, student, norm);
     measure<true>(w.teacher, a.teacher_dtype, teacher, others);
+    for (int64_t g = student.groups; g < count; ++g) norm[g] = 0;
+    for (int64_t g = teacher.groups; g < count; ++g) others[g] = 0;
     for (int64_t g = 0; g < count; ++g) {
       const T own = norm[g], its = others[g];
       factor[g] = own > its ? T{1} : own == own ? T{} : own;
@@ -113,8 +113,8 @@ struct Unit {
       alignas(64) T whole[kRoom];
       __builtin_memcpy(whole, factor, sizeof whole);
       divide_by_ties();
-      for (int64_t g = 0; g < student.groups; ++g) factor[g] -= whole[g];
-      write_rows<true>(true);
+      for (int64_t g = 0; g < student.groups && a.accumulate; ++g) factor[g] -= whole[g];
+      write_rows<true>(a.accumulate);
     }
   }
 
@@ -235,7 +235,8 @@ void run(const BlockNorm& a, int64_t unit_begin, int64_t unit_end) {
       const int64_t grid_row = (unit - first) / plan.units_of_row;
       const int64_t group_begin = (unit - first) % plan.units_of_row * plan.groups;
       const int64_t group_end = smaller(group_begin + plan.groups, plan.grid_columns);
-      Unit<T>(a, a.weights[i], grid_row, group_begin, group_end).run(scale, a.unit_value ? a.unit_value + unit : nullptr);
+      Unit<T>(a, a.weights[i], grid_row, group_begin, group_end)
+          .run(scale, a.unit_value ? a.unit_value + unit : nullptr);
     }
     first += plan.units();
   }
@@ -255,7 +256,8 @@ PYKD_CPU_DOOR(block_norm_cpu, (const BlockNorm& args, int64_t unit_begin, int64_
 #if defined(PYKD_ISA_BASELINE)
 int64_t pykd::block_norm_units(const BlockNorm& args) {
   int64_t units = 0;
-  for (int64_t i = 0; i < args.count; ++i) units += baseline::Plan(args.weights[i].blocks, args.weights[i].teacher_blocks).units();
+  for (int64_t i = 0; i < args.count; ++i)
+    units += baseline::Plan(args.weights[i].blocks, args.weights[i].teacher_blocks).units();
   return units;
 }
 #endif

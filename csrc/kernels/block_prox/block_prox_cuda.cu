@@ -4,8 +4,9 @@
 #include "kernels/block_prox/block_prox_math.h"
 
 // The floor is memory: 8 bytes a float32 weight, read and written in place. While an H200 moves them it has 49
-// instruction slots. l1_l2 takes some 10. l1_linf takes some 4 an entry and step of the level, with some six steps over
-// what registers hold; groups larger than the registers of a block are read again in each step.
+// instruction slots. l1_l2 takes some 25, as block_norm does. l1_linf takes some 6 an entry for each step of the level,
+// with some six steps over what registers hold: instructions are its limit. Groups larger than the registers of a
+// thread block are read again in each step.
 namespace pykd::cuda {
 namespace {
 
@@ -31,16 +32,12 @@ struct Measure : Squares<T> {
   }
 };
 
-template <typename T, typename E>
-__global__ void __launch_bounds__(kThreads, 2) groups(bool linf, double threshold_, Weights<ProxWeight> weights) {
-  using ThisPanels = PanelsOfBlock<T, E>;
+template <typename T, typename E, bool kRegular>
+__device__ void run(bool linf, T threshold, const ProxWeight& weight, unsigned block, Pair<T>* shared) {
+  using ThisPanels = PanelsOfBlock<T, E, kRegular>;
   using ThisPack = typename ThisPanels::ThisPack;
-  constexpr int kPack = ThisPanels::kPack;
-  PYKD_DYNAMIC_SHARED(Pair<T>, shared);
-  const int i = weights.of_block(blockIdx.x);
-  const ProxWeight& weight = weights.weight[i];
-  const T threshold = static_cast<T>(threshold_);
-  ThisPanels panels(weight.panels, weight.weight, blockIdx.x - weights.first[i], shared);
+  constexpr int kPack = ThisPanels::kPack, kSums = ThisPanels::kSums;
+  ThisPanels panels(weight.panels, weight.weight, block, shared);
   T* const level = panels.of_groups(0);  // or the scale of squares
   T* const factor = panels.of_groups(1);
   panels.each_group([&](int g, int64_t, int64_t) { level[g] = 0; });
@@ -59,18 +56,29 @@ __global__ void __launch_bounds__(kThreads, 2) groups(bool linf, double threshol
     __syncthreads();
   }
 
-  T values[kPack];
+  T values[kSums];
   panels.each([] {}, [&](int panel) { panels.values_of(linf ? level : factor, panel, values); },
               [&](int k, const ThisPack& entries) {
                 ThisPack near;
                 for (int j = 0; j < kPack; ++j) {
-                  const T w = widen(entries.logit[j]), v = values[j];
+                  const T w = widen(entries.logit[j]), v = values[j % kSums];
                   const T clipped = from_bits(magnitude_bits(w)) <= v ? w : w < 0 ? -v : v;
                   narrow(linf ? clipped : w * v, near.logit[j]);
                 }
                 panels.write(k, near, weight.weight);
               },
               [](int) {});
+}
+
+template <typename T, typename E>
+__global__ void __launch_bounds__(kThreads, 2) groups(bool linf, double threshold, Weights<ProxWeight> weights) {
+  PYKD_DYNAMIC_SHARED(Pair<T>, shared);
+  const int i = weights.of_block(blockIdx.x);
+  const ProxWeight& weight = weights.weight[i];
+  const unsigned block = blockIdx.x - weights.first[i];
+  const T t = static_cast<T>(threshold);
+  weight.panels.is_regular() ? run<T, E, true>(linf, t, weight, block, shared)
+                             : run<T, E, false>(linf, t, weight, block, shared);
 }
 
 template <typename T, typename E>

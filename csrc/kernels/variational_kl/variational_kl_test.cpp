@@ -264,7 +264,6 @@ void test_sizes() {
     std::vector<int64_t> sizes(count);
     for (size_t i = 0; i < count; ++i) sizes[i] = static_cast<int64_t>(i * 5 % 23);
     with(sizes);
-    with(sizes);
   }
   for (DType dtype : kAll)
     for (bool accumulate : {false, true}) run({.sizes = {333, 4100}, .dtype = dtype, .accumulate = accumulate});
