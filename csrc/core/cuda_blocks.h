@@ -138,7 +138,7 @@ class PanelsOfBlock {
     for (int j = 0; j < kSums; ++j) {
       const int place = column(pack, j);
       group[j] = 0;
-      slot[j] = p.groups > 1 ? kNone : j == 0 ? thread : kNone;
+      slot[j] = p.groups == 1 && j == 0 ? thread : kNone;
       if (p.groups == 1 || !is_active || place >= p.width) continue;
       group[j] = place / width;
       slot[j] = group[j] * p.values + (lane * width + place % width) / (kRegular ? kPack : 1);
@@ -342,7 +342,7 @@ class PanelsOfBlock {
   bool is_loaded = false;
   ThisPack held[kHeld];
   int64_t first = 0;       // entry of the weight that offsets count from
-  unsigned offset[kHeld];  // of the held packs
+  unsigned offset[kHeld];  // of the held packs, which lie within 2^32 entries: 2048 rows of 2 million columns
   unsigned counts = 0;     // of the entries in each, four bits a pack
 };
 

@@ -72,11 +72,12 @@ def block_norm(
     """
     op = "block_norm"
     students, others = as_list(op, "weights", weights), as_list(op, "teachers", teachers)
+    how = packed(op, groups, norm)
     if not students and not others:
-        return torch.zeros(())
+        return torch.zeros((), dtype=torch.float32)
     call = torch.ops.pykd.block_norm if torch.compiler.is_compiling() else _C.block_norm
     try:
-        return call(students, others, *packed(op, groups, norm), scale_by_size)
+        return call(students, others, *how, scale_by_size)
     except TypeError as error:
         explain(op, error, scale_by_size=scale_by_size)
 
@@ -138,10 +139,10 @@ def block_norm_and_grad(
         raise ValueError(f"{op}: accumulate=True needs a buffer, pass it as out=")
     students, others = as_list(op, "weights", weights), as_list(op, "teachers", teachers)
     buffers = as_list(op, "out", out)
-    if not (students or others or buffers):
-        return torch.zeros(()), []
-    calls = torch.ops.pykd if torch.compiler.is_compiling() else _C
     arguments = (students, others, *packed(op, groups, norm), scale_by_size, scale)
+    if not (students or others or buffers):
+        return torch.zeros((), dtype=torch.float32), [] if out is None else out
+    calls = torch.ops.pykd if torch.compiler.is_compiling() else _C
     try:
         if out is not None:
             call = torch.ops.pykd.block_norm_and_grad.out if calls is not _C else _C.block_norm_and_grad_out
@@ -189,6 +190,8 @@ def block_norms(weight: Tensor, *, groups: Groups = "in", norm: str = "l1_l2") -
                 [2.8284, 2.0000]])
     """
     op = "block_norms"
-    (only,) = as_list(op, "weight", [weight])
     call = torch.ops.pykd.block_norms if torch.compiler.is_compiling() else _C.block_norms
-    return call(only, *packed(op, groups, norm))
+    try:
+        return call(weight, *packed(op, groups, norm))
+    except TypeError as error:
+        explain(op, error, weight=weight)

@@ -55,11 +55,11 @@ def block_prox_(weights: Weights, *, groups: Groups = "in", norm: str = "l1_l2",
                 [3.2000, 0.0000]])
     """
     op = "block_prox_"
-    found = as_list(op, "weights", weights)
+    found, how = as_list(op, "weights", weights), packed(op, groups, norm)
     if not found:
         return
     call = torch.ops.pykd.block_prox_ if torch.compiler.is_compiling() else _C.block_prox_
     try:
-        call(found, *packed(op, groups, norm), threshold)
+        call(found, *how, threshold)
     except TypeError as error:
         explain(op, error, threshold=threshold)

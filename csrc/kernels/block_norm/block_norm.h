@@ -9,7 +9,8 @@
 //   grad    = scale * grad_value * size[g] * grad
 //
 // Groups are matched by their place in the grid (core/blocks.h); one that the other side lacks stands alone. What is
-// concatenated is never copied. One pass gives the value, the gradient, or both: outputs that are null are not computed.
+// concatenated is never copied. One pass gives the value, the gradient, or both: outputs that are null are not
+// computed.
 
 #pragma once
 
@@ -24,12 +25,13 @@ struct BlockNormWeight {
   const void* student;  // [rows, columns], row-major, dtype
   const void* teacher;  // the same of teacher_blocks, teacher_dtype; or null
   void* grad;           // out, like student; null in all weights or in none. May be student itself
-  void* norms;          // out [grid rows, grid columns] of the student, float64 for float64 weights, else float32; or null
+  void* norms;          // out [grid rows, grid columns] of the student, in value's dtype; or null
   Blocks blocks;
   Blocks teacher_blocks;  // all 0 without a teacher
 };
 
-// Accumulation is in float, in double for float64 weights; partial sums are added in double. value has norms' dtype.
+// Accumulation is in float, in double for float64 weights; partial sums are added in double. value is float64 for
+// float64 weights, else float32.
 struct BlockNorm {
   const BlockNormWeight* weights;  // [count], on the host
   int64_t count;                   // >= 0
