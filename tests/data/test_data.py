@@ -156,7 +156,8 @@ def test_a_run_augments_pixels_and_trains_on_normalised_ones():
 
     class Student(nn.Linear):
         def forward(self, images):
-            seen.append(images.dtype)
+            if isinstance(images, torch.Tensor):  # tracing, for the size of the model file, shows it something else
+                seen.append(images.dtype)
             return super().forward(images.flatten(1))
 
     def augment(images, generator):
