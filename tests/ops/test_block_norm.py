@@ -439,7 +439,7 @@ def test_broken_rules_say_which(weights, options, message):
     [
         (torch.zeros(3), {}, r"block_norms: a weight must be \[out, in\] or \[out, in, height, width\], got \[3\]"),
         (ONE.long(), {}, r"block_norms: weights must be float32, float64, float16 or bfloat16, got Long"),
-        ([ONE], {}, r"block_norms: weight must be a Tensor or a list of them, got list"),
+        ([ONE], {}, r"block_norms: weight must be a Tensor, got list"),
         (ONE, {"groups": "row"}, r"block_norms: groups must be in, out, kernel or"),
         (ONE, {"norm": "l2"}, r"block_norms: norm must be one of l1_l2, l1_linf, got 'l2'"),
     ],
