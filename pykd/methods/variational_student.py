@@ -169,10 +169,7 @@ class VariationalStudent:
             "sparse_vd": dataclasses.replace(without_groups, lambda_t=0.0),
             "kd_sparse_vd": without_groups,
             "bayesian_compression": BayesianCompression(
-                lambda_v=self.lambda_v,
-                warmup_start=self.warmup_start,
-                warmup_end=self.warmup_end,
-                threshold=self.threshold,
+                lambda_v=self.lambda_v, warmup_start=self.warmup_start, warmup_end=self.warmup_end
             ),
         }
 
