@@ -138,14 +138,23 @@ def measure(benchmark, call: Call, op: str, shape: Shape, suffix: str, threads: 
 
 
 def measure_case(
-    benchmark, call: Call, op: str, case: str, threads: int, name: str, block: int, rounds: int, iterations: int
+    benchmark,
+    call: Call,
+    op: str,
+    case: str,
+    threads: int,
+    name: str,
+    block: int,
+    rounds: int,
+    iterations: int,
+    setup: Call | None = None,
 ) -> None:
-    """The same for a row of the table by its name."""
+    """The same for a row of the table by its name; ``setup`` runs before each round of one iteration, unmeasured."""
     benchmark.group = f"{op} {case}, {threads} threads"
     benchmark.extra_info.update(
         op=op, case=case, implementation=name, device="cpu", dtype="float32", threads=threads, block=block
     )
-    benchmark.pedantic(call, rounds=rounds, iterations=iterations, warmup_rounds=1)
+    benchmark.pedantic(call, setup=setup, rounds=rounds, iterations=iterations, warmup_rounds=1)
 
 
 def measure_on_gpu(

@@ -40,19 +40,6 @@ inline void check_weights(const char* op, at::TensorList weights, const Grouping
   }
 }
 
-// What is written must not be written twice: threads share the work.
-inline void check_apart(const char* op, const char* argument, at::TensorList contiguous) {
-  std::vector<std::pair<const char*, const char*>> places;
-  for (const at::Tensor& t : contiguous) {
-    const char* const begin = static_cast<const char*>(t.const_data_ptr());
-    if (t.nbytes()) places.emplace_back(begin, begin + t.nbytes());
-  }
-  std::sort(places.begin(), places.end());
-  for (size_t i = 1; i < places.size(); ++i)
-    PYKD_CHECK(places[i - 1].second <= places[i].first, op, ": ", argument,
-               " must hold tensors apart from each other, got two that share memory");
-}
-
 inline Blocks blocks_of(const at::Tensor& weight, const Grouping& grouping) {
   const int64_t rows = weight.size(0), kernel = weight.dim() == 4 ? weight.size(2) * weight.size(3) : 1;
   const int64_t columns = weight.size(1) * kernel;

@@ -106,9 +106,10 @@ def block_norm_and_grad(
         norm: as there.
         teachers: as there.
         scale_by_size: as there.
-        scale: :math:`c`, a factor of value and gradient.
-        out: buffers for the gradients, one for each weight, contiguous, of its shape and dtype, and apart from each
-            other; may be the weights themselves. Fresh memory costs more than the arithmetic, so reuse them.
+        scale: :math:`c`, a factor of value and gradient. :func:`torch.compile` compiles anew for each value.
+        out: buffers for the gradients, one for each weight, contiguous, of its shape and dtype, apart from each other
+            and from teachers; may be the weights themselves. Fresh memory costs more than the arithmetic, so reuse
+            them.
         accumulate: add to ``out`` instead of overwriting it.
 
     Returns:

@@ -28,7 +28,8 @@ def block_prox_(weights: Weights, *, groups: Groups = "in", norm: str = "l1_l2",
             grad while gradients are recorded: call it under :func:`torch.no_grad`, as optimisers do.
         groups: as there.
         norm: as there.
-        threshold: :math:`t`, finite and >= 0; 0 leaves every bit as it is.
+        threshold: :math:`t`, finite and >= 0; 0 leaves every bit as it is. :func:`torch.compile` compiles anew for
+            each value.
 
     Returns:
         Nothing.

@@ -241,9 +241,11 @@ def test_no_rows(groups, norm, device):
 
 
 def test_no_weights():
-    assert block_norm([]) == 0
-    value, grads = block_norm_and_grad([])
-    assert value == 0 and grads == []
+    buffers = []
+    (value, grads), (again, out) = block_norm_and_grad([]), block_norm_and_grad([], out=buffers, accumulate=True)
+    assert grads == [] and out is buffers
+    for nothing in (block_norm([]), block_norm([], teachers=[]), value, again):
+        assert nothing == 0 and nothing.dtype == torch.float32
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -366,6 +368,10 @@ def test_and_grad_is_the_op_and_its_gradient_bit_for_bit(groups, norm, dtype, de
     in_place = [student.clone() for student in students]
     block_norm_and_grad(in_place, out=in_place, **options)
     assert all(buffer.equal(grad) for buffer, grad in zip(in_place, one_grads, strict=True))
+    stepped = [student.clone() for student in students]
+    block_norm_and_grad(stepped, out=stepped, accumulate=True, scale=-0.25, **options)
+    for buffer, student, grad in zip(stepped, students, one_grads, strict=True):
+        assert_matches(buffer, student.double() - 0.25 * grad.double(), magnitude=3.0)
     one, grad = block_norm_and_grad(students[0], groups=groups, norm=norm)
     assert isinstance(grad, torch.Tensor) and one.equal(block_norm([students[0]], groups=groups, norm=norm))
 
@@ -420,6 +426,8 @@ RULES = [
     (ONE, {"groups": (2.0, 2)}, r"groups must be in, out, kernel or \(rows, columns\) of ints >= 1, got \(2.0, 2\)"),
     (ONE, {"norm": "l2"}, r"norm must be one of l1_l2, l1_linf, got 'l2'"),
     (ONE, {"norm": None}, r"norm must be one of l1_l2, l1_linf, got None"),
+    ([], {"groups": "row"}, r"groups must be in, out, kernel or \(rows, columns\) of ints >= 1, got 'row'"),
+    ([], {"teachers": ONE}, r"block_norm: weights must hold at least one weight, got an empty list"),
     ([ONE, 1.0], {}, r"weights must be a Tensor or a list of them, got float"),
     (1.0, {}, r"weights must be a Tensor or a list of them, got float"),
     (ONE, {"teachers": "abc"}, r"teachers must be a Tensor or a list of them, got str"),
@@ -458,6 +466,8 @@ def test_broken_rules_of_the_norms_say_which(x, options, message):
         ({"out": torch.zeros(2, 3, requires_grad=True)}, r"out must not require grad, pass it detached"),
         ({"out": [ONE, ONE]}, r"out must hold a buffer for each weight, 1, got 2"),
         ({"out": 1.0}, r"out must be a Tensor or a list of them, got float"),
+        ({"out": []}, r"out must hold a buffer for each weight, 1, got 0"),
+        ({"out": ONE, "accumulate": "yes"}, r"accumulate must be a bool, got str"),
         ({"accumulate": True}, r"accumulate=True needs a buffer, pass it as out="),
         ({"scale": "a"}, r"scale must be a number, got str"),
     ],
@@ -468,13 +478,28 @@ def test_broken_rules_of_the_buffer_say_which(options, message):
 
 
 def test_out_that_shares_memory_is_refused():
-    memory, apart = torch.zeros(3, 3), torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="out must lie apart from the weight or be it"):
-        block_norm_and_grad(memory[:2], out=memory[1:])
-    with pytest.raises(ValueError, match="out must lie apart from the teacher or be it"):
-        block_norm_and_grad(apart, teachers=memory[:2], out=memory[1:])
+    memory, a, b = torch.zeros(3, 3), torch.zeros(2, 3), torch.zeros(2, 3)
+    for weights, out in ((memory[:2], memory[1:]), ([a, b], [b, a]), ([memory[:2], a], [b, memory[1:]])):
+        with pytest.raises(
+            ValueError, match="block_norm_and_grad: out must lie apart from the weights, or each be its"
+        ):
+            block_norm_and_grad(weights, out=out)
+    for teacher in (memory[:2], memory[1:].view(3, 2)):
+        with pytest.raises(ValueError, match="block_norm_and_grad: out must lie apart from teachers, got memory of"):
+            block_norm_and_grad([a], teachers=[teacher], out=[memory[1:]])
     with pytest.raises(ValueError, match="out must hold tensors apart from each other, got two that share memory"):
-        block_norm_and_grad([apart, apart], out=[memory[:2], memory[1:]])
+        block_norm_and_grad([a, b], out=[memory[:2], memory[1:]])
+    block_norm_and_grad([a, memory.t()[:2]], teachers=[memory.t(), b], out=[a, memory[:2]])  # copied before
+
+
+def test_broken_rules_of_the_backward_say_which():
+    arguments = ([ONE], [], 0, 0, 0, False, False)
+    with pytest.raises(
+        ValueError, match=r"block_norm_backward: grad_value must have the shape of the value, got \[1\]"
+    ):
+        torch.ops.pykd.block_norm_backward(torch.ones(1), *arguments)
+    with pytest.raises(TypeError, match="block_norm_backward: grad_value must be Float on cpu, got Double on cpu"):
+        torch.ops.pykd.block_norm_backward(torch.ones((), dtype=torch.float64), *arguments)
 
 
 @pytest.mark.parametrize("weights, options, message", RULES[:14])
@@ -535,3 +560,18 @@ def test_compiles_and_grad_into_buffers():
     assert_matches(found[0], expected[0])
     assert found[1].equal(expected[1])
     assert all(a.equal(b) for a, b in zip(eager, compiled, strict=True))
+
+
+def test_compiles_on_no_weights():
+    compiled = torch.compile(lambda: (block_norm([]), block_norm_and_grad([])), fullgraph=True)
+    assert compiled() == (0, (0, []))
+
+
+def test_exports():
+    class Norms(torch.nn.Module):
+        def forward(self, x):
+            return block_norm([x, x * 2], groups=(2, 2)), block_norms(x, groups="out")
+
+    x = weight((6, 5), seed=27)
+    program = torch.export.export(Norms(), (x,))
+    assert all(a.equal(b) for a, b in zip(program.module()(x), Norms()(x), strict=True))

@@ -309,6 +309,9 @@ RULES = [
     ([ONE, 1.0], {}, r"weights must be a Tensor or a list of them, got float"),
     (torch.zeros(1, 3).expand(2, 3), {}, r"a weight must have memory of its own for each value, got an expanded one"),
     ([ONE, ONE], {}, r"weights must hold tensors apart from each other, got two that share memory"),
+    ([ONE.t(), ONE], {}, r"weights must hold tensors apart from each other, got two that share memory"),
+    ([], {"norm": "l2"}, r"norm must be one of l1_l2, l1_linf, got 'l2'"),
+    (ONE, {"groups": (2, "3")}, r"groups must be in, out, kernel or \(rows, columns\) of ints >= 1, got \(2, '3'\)"),
 ]
 
 

@@ -325,10 +325,26 @@ def test_broken_rules_of_the_buffers_say_which(out, message):
         variational_kl_and_grad(ONE, ONE, out=out, accumulate=True)
 
 
-def test_out_that_shares_a_part_of_the_weights_is_refused():
-    memory = torch.ones(3, 3)
-    with pytest.raises(ValueError, match="out must lie apart from the weights or be it"):
-        variational_kl_and_grad(memory[:2], torch.ones(2, 3), out=(memory[1:], torch.ones(2, 3)))
+def test_out_that_shares_memory_is_refused():
+    memory, a, b, c, d = (torch.ones(3, 3), *(torch.ones(2, 3) for _ in range(4)))
+    for theta, log_sigma2, out in (
+        (memory[:2], a, (memory[1:], b)),
+        (a, memory[:2], (b, memory[1:])),
+        ([a, b], [c, d], ([b, a], [c, d])),
+        ([a, b], [c, d], ([torch.ones(2, 3), memory[:2]], [b, torch.ones(2, 3)])),
+    ):
+        with pytest.raises(ValueError, match="variational_kl_and_grad: out must lie apart from the weights, or each"):
+            variational_kl_and_grad(theta, log_sigma2, out=out)
+    with pytest.raises(ValueError, match="out must hold tensors apart from each other, got two that share memory"):
+        variational_kl_and_grad(a, b, out=(memory[:2], memory[1:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_out_may_be_the_layers_own_weights_in_any_order(dtype):
+    theta, log_sigma2 = torch.randn(7, 150, dtype=dtype), torch.randn(7, 150, dtype=dtype)
+    kl, grads = variational_kl_and_grad(theta, log_sigma2)
+    swapped = variational_kl_and_grad(theta, log_sigma2, out=(log_sigma2, theta))
+    assert swapped[0].equal(kl) and log_sigma2.equal(grads[0]) and theta.equal(grads[1])
 
 
 @pytest.mark.parametrize("wrong", [7, [1.0], None])

@@ -37,6 +37,9 @@ struct BlockNormOp {
     check(weights, teachers, groups, rows, columns);
     PYKD_CHECK(grad_value.dim() == 0, kName, "_backward: grad_value must have the shape of the value, got ",
                grad_value.sym_sizes());
+    PYKD_CHECK_TYPE(grad_value.scalar_type() == value_dtype(weights[0]) && grad_value.device() == weights[0].device(),
+                    kName, "_backward: grad_value must be ", value_dtype(weights[0]), " on ", weights[0].device(),
+                    ", got ", grad_value.scalar_type(), " on ", grad_value.device());
     Tensors grads = allocate(weights);
     call(weights, teachers, {groups, rows, columns, linf}, by_size, grads, {}, grad_value, {}, 1.0, false);
     return grads;
@@ -56,8 +59,8 @@ struct BlockNormOp {
     PYKD_CHECK(out.size() == weights.size(), kName, "_and_grad: out must hold a buffer for each weight, ",
                weights.size(), ", got ", out.size());
     for (size_t i = 0; i < out.size(); ++i) check_buffer(kName, "_and_grad", out[i], "the weight", weights[i]);
+    if constexpr (run != nullptr) check_memory(weights, teachers, out);
     at::Tensor value = allocate_value(weights);
-    if constexpr (run != nullptr) check_apart("block_norm_and_grad", "out", out);
     call(weights, teachers, {groups, rows, columns, linf}, by_size, out, {}, {}, value, scale, accumulate);
     return value;
   }
@@ -101,6 +104,18 @@ struct BlockNormOp {
                     teachers[0].scalar_type());
   }
 
+  // What is not contiguous is copied before any gradient is written.
+  static void check_memory(at::TensorList weights, at::TensorList teachers, at::TensorList out) {
+    const Written written("block_norm_and_grad", "out", out);
+    for (size_t i = 0; i < out.size(); ++i)
+      PYKD_CHECK(!weights[i].is_contiguous() || weights[i].const_data_ptr() == out[i].const_data_ptr() ||
+                     !written.shares(weights[i]),
+                 kName, "_and_grad: out must lie apart from the weights, or each be its own, got memory of both");
+    for (const at::Tensor& teacher : teachers)
+      PYKD_CHECK(!teacher.is_contiguous() || !written.shares(teacher), kName,
+                 "_and_grad: out must lie apart from teachers, got memory of both");
+  }
+
   static at::ScalarType value_dtype(const at::Tensor& weight) {
     return weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   }
@@ -126,15 +141,11 @@ struct BlockNormOp {
         BlockNormWeight w{};
         w.student = weight.const_data_ptr();
         w.blocks = blocks_of(weight, grouping);
-        if (!grads.empty()) {
-          check_overlap(kName, "_and_grad", grads[i], "the weight", weight);
-          w.grad = grads[i].mutable_data_ptr();
-        }
+        if (!grads.empty()) w.grad = grads[i].mutable_data_ptr();
         if (!teachers.empty()) {
           const at::Tensor& teacher = dense.emplace_back(teachers[i].contiguous());
           w.teacher = teacher.const_data_ptr();
           w.teacher_blocks = blocks_of(teacher, grouping);
-          if (w.grad) check_overlap(kName, "_and_grad", grads[i], "the teacher", teacher);
         }
         if (norms.defined()) w.norms = norms.mutable_data_ptr();
         packed.push_back(w);

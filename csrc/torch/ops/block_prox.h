@@ -31,7 +31,7 @@ struct BlockProxOp {
         dense.push_back(weight.contiguous());
         packed.push_back({dense.back().mutable_data_ptr(), blocks_of(weight, grouping)});
       }
-      check_apart(op, "weights", dense);
+      Written(op, "weights", weights);
       run(weights[0],
           {packed.data(), static_cast<int64_t>(packed.size()), threshold, dtype_of(op, "weights", weights[0]), linf});
       for (size_t i = 0; i < dense.size(); ++i)

@@ -57,6 +57,7 @@ struct VariationalKlOp {
     check(theta, log_sigma2);
     check_out(out_theta, "theta", theta);
     check_out(out_log_sigma2, "log_sigma2", log_sigma2);
+    if constexpr (run != nullptr) check_memory(theta, log_sigma2, out_theta, out_log_sigma2);
     at::Tensor kl = allocate_kl(theta);
     call(theta, log_sigma2, out_theta, out_log_sigma2, {}, kl, scale, accumulate);
     return kl;
@@ -94,6 +95,19 @@ struct VariationalKlOp {
     for (size_t i = 0; i < out.size(); ++i) check_buffer(kName, "_and_grad", out[i], argument, weights[i]);
   }
 
+  // A kernel reads a layer's pair at a place before it writes there; what is not contiguous is copied before.
+  static void check_memory(at::TensorList theta, at::TensorList log_sigma2, at::TensorList out_theta,
+                           at::TensorList out_log_sigma2) {
+    Tensors out(out_theta.begin(), out_theta.end());
+    out.insert(out.end(), out_log_sigma2.begin(), out_log_sigma2.end());
+    const Written written("variational_kl_and_grad", "out", out);
+    for (size_t i = 0; i < theta.size(); ++i)
+      for (const at::Tensor& each : {theta[i], log_sigma2[i]})
+        PYKD_CHECK(!each.is_contiguous() || each.const_data_ptr() == out_theta[i].const_data_ptr() ||
+                       each.const_data_ptr() == out_log_sigma2[i].const_data_ptr() || !written.shares(each),
+                   kName, "_and_grad: out must lie apart from the weights, or each be its own, got memory of both");
+  }
+
   static Tensors allocate(at::TensorList weights) {
     Tensors grads;
     for (const at::Tensor& weight : weights)
@@ -113,15 +127,13 @@ struct VariationalKlOp {
     if constexpr (run != nullptr) {
       Tensors dense;  // keeps contiguous copies
       dense.reserve(2 * theta.size());
-      const auto pointer = [&](const at::Tensor& weight, at::TensorList grads, size_t i) -> const void* {
-        dense.push_back(weight.contiguous());
-        if (!grads.empty()) check_overlap(kName, "_and_grad", grads[i], "the weights", dense.back());
-        return dense.back().const_data_ptr();
+      const auto pointer = [&](const at::Tensor& weight) -> const void* {
+        return dense.emplace_back(weight.contiguous()).const_data_ptr();
       };
       std::vector<VariationalWeights> layers;
       layers.reserve(theta.size());
       for (size_t i = 0; i < theta.size(); ++i)
-        layers.push_back({pointer(theta[i], grad_theta, i), pointer(log_sigma2[i], grad_log_sigma2, i),
+        layers.push_back({pointer(theta[i]), pointer(log_sigma2[i]),
                           grad_theta.empty() ? nullptr : grad_theta[i].mutable_data_ptr(),
                           grad_theta.empty() ? nullptr : grad_log_sigma2[i].mutable_data_ptr(), theta[i].numel()});
       VariationalKl args{};
