@@ -2,6 +2,8 @@
 // and once a group across them.
 #pragma once
 
+#include <type_traits>
+
 #include "core/blocks.h"
 #include "core/magnitude.h"
 #include "core/row_noise.h"
@@ -9,9 +11,17 @@
 namespace pykd::PYKD_ISA {
 
 constexpr int64_t kPanel = 16384;  // entries of a panel: 64 KB
-constexpr int64_t kNarrow = 64;    // columns of a panel of tall groups at the least: whole lines
+constexpr int64_t kNarrow = 256;   // columns of a panel of tall groups at the least: whole lines
 
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Groups that lie one after the other, each in a row of the matrix: as one row of groups.
+inline bool lie_in_one_row(const Blocks& b) {
+  return b.rows == 0 || (b.block_rows == 1 && b.columns % b.block_columns == 0);
+}
+inline Blocks in_one_row(const Blocks& b) {
+  return b.rows == 0 ? b : Blocks{1, b.rows * b.columns, 1, b.block_columns};
+}
 
 // How the grid of a weight, or of two together, is cut into units: some groups side by side in one of its rows.
 struct Plan {
@@ -221,6 +231,118 @@ void measure(const void* weight, DType dtype, const Panel& p, T* groups) {
     all = kLinf ? larger_magnitude(all, tile) : all + tile;
   }
   if (p.columns) groups[0] = all;
+}
+
+// ---- strips ----
+// Some vectors side by side hold whole groups, or pass over one wide group, whose values stay in registers.
+
+constexpr int64_t kStrip = 64;  // columns at the most; a wide group has as many at the least
+
+// The sum, or the larger, of two values that are not negative.
+template <bool kLinf>
+inline Floats both(Floats a, Floats b) {
+  if constexpr (!kLinf) return a + b;
+  return from_bits((Ints)a > (Ints)b ? (Ints)a : (Ints)b);
+}
+
+// Whether strips are for groups of this size: the rows of a strip must stay in L1, 64 sets of 8 lines, between sweeps.
+inline bool fits_strips(const Blocks& b) {
+  if (b.rows == 0) return false;
+  if (b.block_columns >= kStrip) return b.block_rows * b.block_columns <= 4 * kPanel;
+  int64_t sets = 64;
+  for (int64_t lines = b.columns / 16; b.columns % 16 == 0 && sets > 1 && lines % 2 == 0; lines /= 2) sets /= 2;
+  return (b.block_columns & (b.block_columns - 1)) == 0 && b.block_rows <= 4 * smaller(sets, 16);
+}
+
+// Vectors of the next strip over narrow groups, `left` columns before an end; 0 if none.
+inline int strip_vectors(int64_t left, int64_t width) {
+  int count = kStrip / kLanes < 8 ? kStrip / kLanes : 8;
+  while (count && count * kLanes > left) count /= 2;
+  return count * kLanes >= width ? count : 0;
+}
+
+// use(i) for i in [0, kCount), constants to the compiler, which keeps arrays of vectors in registers only then.
+template <int kCount, typename Use>
+[[gnu::always_inline]] inline void each_of(const Use& use) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kCount; ++i) use(i);
+}
+
+// use(which of kCount, offset, lanes) for the vectors of a strip; of a wide group any number of columns, with a rest.
+template <int kCount, bool kWide, typename Use>
+[[gnu::always_inline]] inline void each_vector(int64_t rows, int64_t columns, int64_t stride, const Use& use) {
+  for (int64_t r = 0; r < rows; ++r) {
+    int64_t at = r * stride;
+    if constexpr (kWide) {
+      const int64_t end = at + columns;
+      for (; at + kCount * kLanes <= end; at += kCount * kLanes)
+        each_of<kCount>([&](int i) { use(i, at + i * kLanes, kLanes); });
+      for (; at + kLanes <= end; at += kLanes) use(0, at, kLanes);
+      if (at < end) use(1, at, end - at);
+    } else {
+      each_of<kCount>([&](int i) { use(i, at + i * kLanes, kLanes); });
+    }
+  }
+}
+inline Floats load_some(const float* from, int64_t n) { return n == kLanes ? load<Floats>(from) : load_first(from, n); }
+inline void store_some(float* to, Floats v, int64_t n) { n == kLanes ? store(to, v) : store_first(to, v, n); }
+
+template <bool kLinf, bool kWide, int kCount>
+[[gnu::always_inline]] inline void join_down(const float* w, int64_t rows, int64_t columns, int64_t stride,
+                                             Floats (&total)[kCount]) {
+  each_vector<kCount, kWide>(rows, columns, stride, [&](int i, int64_t at, int64_t n) {
+    const Floats x = load_some(w + at, n);
+    total[i] = both<kLinf>(total[i], kLinf ? magnitude(x) : x * x);
+  });
+}
+
+// Each column gets what its group of `width` columns, a power of two, joins to; where it is wide, what all join to.
+template <bool kLinf, int kBy, int kCount>
+[[gnu::always_inline]] inline void fold_groups(Floats (&v)[kCount], int64_t width) {
+  if (width <= kBy) return;
+  if constexpr (kBy < kLanes)
+    each_of<kCount>([&](int i) { v[i] = both<kLinf>(v[i], folded<kBy>(v[i])); });
+  else
+    each_of<kCount>([&](int i) {
+      constexpr int kOther = kBy / kLanes;
+      if (!(i & kOther)) v[i] = v[i | kOther] = both<kLinf>(v[i], v[i | kOther]);
+    });
+  if constexpr (2 * kBy < kCount * kLanes) fold_groups<kLinf, 2 * kBy>(v, width);
+}
+template <bool kLinf, bool kWide, int kCount>
+[[gnu::always_inline]] inline void join_groups(Floats (&v)[kCount], int64_t width) {
+  fold_groups<kLinf, 1>(v, kWide ? kCount * kLanes : width);
+}
+
+// The vectors of a strip have each value `width` times: use(v) once for `together` of them, on one that has a lane of
+// each. What it returns goes back into all.
+template <int kWidth, int kCount, typename Use>
+[[gnu::always_inline]] inline void compressed(Floats (&v)[kCount], const Use& use) {
+  constexpr int kTogether = kWidth < kCount ? kWidth : kCount;
+  each_of<kCount / kTogether>([&](int group) {
+    Floats all = v[group * kTogether];
+    each_of<kTogether>([&](int j) {
+      Ints mine{};
+      for (int lane = 0; lane < kLanes; ++lane) mine[lane] = lane % kTogether == j ? -1 : 0;
+      all = mine ? v[group * kTogether + j] : all;
+    });
+    all = use(all, static_cast<float>(kTogether));
+    each_of<kTogether>([&](int j) {
+      Ints from;
+      for (int lane = 0; lane < kLanes; ++lane) from[lane] = lane / kWidth * kWidth + j;
+      v[group * kTogether + j] = __builtin_shuffle(all, from);
+    });
+  });
+}
+template <int kCount, typename Use>
+[[gnu::always_inline]] inline void compressed(Floats (&v)[kCount], int64_t width, const Use& use) {
+  if (width == 1) return compressed<1>(v, use);
+  if (width == 2) return compressed<2>(v, use);
+  if constexpr (kLanes > 4)
+    if (width == 4) return compressed<4>(v, use);
+  if constexpr (kLanes > 8)
+    if (width == 8) return compressed<8>(v, use);
+  compressed<kLanes>(v, use);
 }
 
 // The norm of one group, by its largest entry: for squares out of range.

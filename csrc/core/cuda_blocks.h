@@ -9,6 +9,7 @@
 #pragma once
 
 #include "core/blocks.h"
+#include "core/cuda_list.h"
 #include "core/cuda_rows.h"
 #include "core/magnitude.h"
 
@@ -17,7 +18,6 @@ namespace pykd::PYKD_ISA {
 constexpr int kHeld = 8;             // packs that a thread's registers have room for
 constexpr int kNarrow = 4;           // packs across a panel of tall groups, at the least
 constexpr int kSharedBytes = 48000;  // of a block, at most
-constexpr int kMostWeights = 48;     // of a launch
 
 PYKD_HD constexpr int entries_of_pack(size_t bytes) { return bytes == 8 ? 2 : 4; }
 
@@ -92,30 +92,15 @@ struct Panels {
   }
 };
 
-// The weights of one launch; weight[i] has the thread blocks first[i], ... before first[i + 1].
+// The weights of one launch, whose blocks have the shared memory that the most demanding weight needs.
 template <typename Weight>
-struct Weights {
-  unsigned first[kMostWeights + 1] = {};
-  Weight weight[kMostWeights];
-  int count = 0;
+struct Weights : List<Weight> {
   int64_t shared_bytes = 0;
 
   void add(const Weight& w, size_t entry_bytes) {
-    weight[count] = w;
-    first[count + 1] = first[count] + w.panels.thread_blocks();
+    List<Weight>::add(w, w.panels.thread_blocks());
     const int64_t bytes = w.panels.shared_bytes(entry_bytes);
     if (bytes > shared_bytes) shared_bytes = bytes;
-    ++count;
-  }
-  unsigned thread_blocks() const { return first[count]; }
-
-  __device__ int of_block(unsigned block) const {
-    int begin = 0, end = count;
-    while (end - begin > 1) {
-      const int middle = (begin + end) / 2;
-      (first[middle] <= block ? begin : end) = middle;
-    }
-    return begin;
   }
 };
 

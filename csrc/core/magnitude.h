@@ -17,6 +17,11 @@ inline Floats from_bits(Ints x) { return (Floats)x; }
 #endif
 
 template <typename T>
+PYKD_HD T magnitude(T x) {
+  return from_bits(magnitude_bits(x));
+}
+
+template <typename T>
 PYKD_HD T larger_magnitude(T a, T b) {
   const auto i = magnitude_bits(a), j = magnitude_bits(b);
   return from_bits(i > j ? i : j);

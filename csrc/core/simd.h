@@ -95,6 +95,38 @@ inline void store(void* to, V v) {
   __builtin_memcpy(to, &v, sizeof v);
 }
 
+// Past the caches, for what is not soon read again: a line is written without being read, and evicts none. `to` is
+// aligned to the vector; an order with later stores is made by fence_past().
+inline void store_past(float* to, Floats v) {
+#if defined(PYKD_ISA_AVX512)
+  _mm512_stream_ps(to, (__m512)v);
+#elif defined(PYKD_ISA_AVX2)
+  _mm256_stream_ps(to, (__m256)v);
+#elif defined(__x86_64__)
+  _mm_stream_ps(to, (__m128)v);
+#else
+  store(to, v);
+#endif
+}
+inline void fence_past() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// Whether any lane of a comparison holds.
+inline bool any(Ints mask) {
+#if defined(PYKD_ISA_AVX512)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(PYKD_ISA_AVX2)
+  return _mm256_movemask_ps((__m256)mask) != 0;
+#elif defined(__x86_64__)
+  return _mm_movemask_ps((__m128)mask) != 0;
+#else
+  return vmaxvq_u32((uint32x4_t)mask) != 0;
+#endif
+}
+
 // Over all lanes: halves are folded onto each other.
 template <int kWidth>
 inline Floats folded(Floats v) {

@@ -9,6 +9,18 @@
 namespace pykd::PYKD_ISA {
 namespace {
 
+// The factor with the entry's sign where the entry is its group's largest, else 0; and counts the former.
+inline Floats pick(Floats x, Floats most, Floats f, Ints& count) {
+  const Ints hit = magnitude_bits(x) == (Ints)most;
+  count -= hit;
+  return (Floats)(hit & ((Ints)f ^ ((Ints)x & ~0x7FFFFFFF)));
+}
+inline double pick(double x, double most, double f, int64_t& count) {
+  const bool hit = magnitude_bits(x) == __builtin_bit_cast(int64_t, most);
+  count += hit;
+  return hit ? x < 0 ? -f : f : 0;
+}
+
 template <typename T>
 struct Unit {
   using Float = decltype(load_lanes(static_cast<const T*>(nullptr)));
@@ -30,7 +42,7 @@ struct Unit {
         group_begin(begin),
         count(end - begin) {}
 
-  void run(T scale, double* value) {
+  void run(T scale, double& value) {
     a.linf ? measure_linf() : measure_l2();
     if (a.by_size) {
       double sum = 0;
@@ -39,9 +51,9 @@ struct Unit {
         sum += size * static_cast<double>(norm[g]);
         factor[g] *= static_cast<T>(size);
       }
-      if (value) *value = sum;
-    } else if (value) {
-      *value = static_cast<double>(total_of<false>(norm, count));
+      value += sum;
+    } else {
+      value += static_cast<double>(total_of<false>(norm, count));
     }
     if (w.norms)
       for (int64_t g = 0; g < student.groups; ++g)
@@ -105,17 +117,13 @@ struct Unit {
       active += factor[g] != 0;
       finite &= factor[g] == factor[g];
     }
-    const bool in_place = w.grad == w.student;
-    if (in_place || !finite || is_half(a.dtype)) {  // counted before what is counted changes, or is rounded
-      divide_by_ties();
-      write_rows<true>(a.accumulate);
-    } else if (write_rows<true>(a.accumulate) != active) {  // some share their maximum, which is rare
-      alignas(64) T whole[kRoom];
-      __builtin_memcpy(whole, factor, sizeof whole);
-      divide_by_ties();
-      for (int64_t g = 0; g < student.groups && a.accumulate; ++g) factor[g] -= whole[g];
-      write_rows<true>(a.accumulate);
-    }
+    // Counted before it is changed, added to or rounded; else while it is written, once more where some share a
+    // maximum.
+    const bool first_counted = a.accumulate || w.grad == w.student || !finite || is_half(a.dtype);
+    if (first_counted) divide_by_ties();
+    if (write_rows<true>(a.accumulate) == active || first_counted) return;
+    divide_by_ties();
+    write_rows<true>(false);
   }
 
   void divide_by_ties() {
@@ -178,17 +186,6 @@ struct Unit {
     return taken;
   }
 
-  // The factor with the entry's sign where the entry is its group's largest, else 0; and counts the former.
-  static Floats pick(Floats x, Floats most, Floats f, Ints& count) {
-    const Ints hit = magnitude_bits(x) == (Ints)most;
-    count -= hit;
-    return (Floats)(hit & ((Ints)f ^ ((Ints)x & ~0x7FFFFFFF)));
-  }
-  static double pick(double x, double most, double f, int64_t& count) {
-    const bool hit = magnitude_bits(x) == __builtin_bit_cast(int64_t, most);
-    count += hit;
-    return hit ? x < 0 ? -f : f : 0;
-  }
   static double number(Ints count) { return static_cast<double>(reduce_sum(__builtin_convertvector(count, Floats))); }
   static double number(int64_t count) { return static_cast<double>(count); }
 
@@ -223,23 +220,222 @@ struct Unit {
   }
 };
 
+constexpr int64_t kBeyondCaches = int64_t{1} << 23;  // entries of a weight that no cache holds
+
+// What strips of one unit add up to: the norms, and by how much the entries taken for the largest of their group are
+// more than such groups.
+struct Sums {
+  Floats norms{};
+  Ints surplus{};
+
+  bool tied() const { return reduce_sum(__builtin_convertvector(surplus, Floats)) > 0; }
+};
+
+// Both sweeps in registers.
+class Strips {
+ public:
+  Strips(const BlockNorm& args, const BlockNormWeight& weight, float scale_)
+      : a(args), w(weight), b(weight.blocks), its(weight.teacher_blocks), scale(scale_) {
+    wide = b.block_columns >= kStrip;
+    fit = a.dtype == DType::kFloat32 && !w.norms && fits_strips(b) &&
+          (its.rows == 0 || (a.teacher_dtype == a.dtype && fits_strips(its) &&
+                             (wide ? its.block_columns >= kStrip : its.block_columns == b.block_columns)));
+    counted_first = a.linf && (a.accumulate || w.grad == w.student);
+    past = !a.accumulate && w.grad != w.student && b.rows * b.columns >= kBeyondCaches && b.columns % kLanes == 0;
+  }
+
+  // Whether entries are counted that share their group's largest magnitude before anything is written: what is written
+  // over or added to cannot be written again.
+  bool counts_first() const { return counted_first; }
+
+  // Does groups from `group` on and returns the first that is left, `end` or one that strips are not for: they are for
+  // whole groups of these sizes, whose squares are in range. What entries share is told by the sums if not counted.
+  int64_t run(int64_t grid_row, int64_t group, int64_t end, bool counted, Sums& sums) const {
+    while (const int64_t done = fit ? some(grid_row, group, end, counted, sums) : 0) group += done;
+    return group;
+  }
+
+ private:
+  struct Place {
+    int64_t student, rows, columns;
+    int64_t teacher, its_rows, its_columns;
+    bool counted;
+  };
+
+  const BlockNorm& a;
+  const BlockNormWeight& w;
+  const Blocks &b, &its;
+  const float scale;
+  bool wide, fit, counted_first, past;
+
+  int64_t some(int64_t grid_row, int64_t group, int64_t end, bool counted, Sums& sums) const {
+    const int64_t row = grid_row * b.block_rows, column = group * b.block_columns;
+    int64_t left = smaller(b.columns, end * b.block_columns) - column;
+    if (row >= b.rows || left <= 0) return 0;
+    const int64_t its_row = grid_row * its.block_rows, its_column = group * its.block_columns;
+    const bool taught = its_row < its.rows && its_column < its.columns;
+    Place at{row * b.columns + column,
+             smaller(b.block_rows, b.rows - row),
+             0,
+             its_row * its.columns + its_column,
+             taught ? smaller(its.block_rows, its.rows - its_row) : 0,
+             0,
+             counted};
+    if (wide) {
+      at.columns = smaller(b.block_columns, left);
+      at.its_columns = smaller(its.block_columns, its.columns - its_column);
+      return a.linf ? run<true, 4, true>(at, sums) : run<false, 4, true>(at, sums);
+    }
+    if (taught) left = smaller(left, its.columns - column);
+    switch (strip_vectors(left, b.block_columns)) {
+      case 8: return a.linf ? side_by_side<true, 8>(at, left, sums) : side_by_side<false, 8>(at, left, sums);
+      case 4: return a.linf ? side_by_side<true, 4>(at, left, sums) : side_by_side<false, 4>(at, left, sums);
+      case 2: return a.linf ? side_by_side<true, 2>(at, left, sums) : side_by_side<false, 2>(at, left, sums);
+      case 1: return a.linf ? side_by_side<true, 1>(at, left, sums) : side_by_side<false, 1>(at, left, sums);
+    }
+    return 0;
+  }
+
+  template <bool kLinf, bool kWide, int kCount>
+  [[gnu::always_inline]] void join_student(const Place& p, Floats (&total)[kCount]) const {
+    join_down<kLinf, kWide>(static_cast<const float*>(w.student) + p.student, p.rows, p.columns, b.columns, total);
+  }
+  template <bool kLinf, bool kWide, int kCount>
+  [[gnu::always_inline]] void join_teacher(const Place& p, Floats (&total)[kCount]) const {
+    join_down<kLinf, kWide>(static_cast<const float*>(w.teacher) + p.teacher, p.its_rows, p.its_columns, its.columns,
+                            total);
+  }
+
+  template <bool kLinf, int kCount>
+  int64_t side_by_side(Place p, int64_t left, Sums& sums) const {
+    int64_t done = 0;
+    for (; left >= kCount * kLanes && run<kLinf, kCount, false>(p, sums); left -= kCount * kLanes) {
+      p.student += kCount * kLanes;
+      p.teacher += kCount * kLanes;
+      done += kCount * kLanes;
+    }
+    return done / b.block_columns;
+  }
+
+  template <bool kLinf, int kCount, bool kWide>
+  [[gnu::always_inline]] bool run(const Place& p, Sums& sums) const {
+    const int64_t width = kWide ? kCount * kLanes : b.block_columns;
+    const int64_t entries = kWide ? p.rows * p.columns + p.its_rows * p.its_columns : (p.rows + p.its_rows) * width;
+    const float size = a.by_size ? square_root(static_cast<float>(entries)) : 1.0f;
+    Floats group[kCount] = {}, norms{};
+    join_student<kLinf, kWide>(p, group);
+    if constexpr (kLinf) {
+      join_groups<true, kWide>(group, width);
+      Floats others[kCount] = {};
+      join_teacher<true, kWide>(p, others);
+      join_groups<true, kWide>(others, width);
+      Ints odd{}, active{};
+      each_of<kCount>([&](int i) {
+        const Floats norm = both<true>(group[i], others[i]);
+        odd |= norm - norm != 0;
+        norms += norm;
+        group[i] = group[i] > others[i] ? group[i] : Floats{} - 1;  // the magnitude of an entry that has a gradient
+        active -= group[i] > 0;
+      });
+      if (any(odd)) return false;
+      norms *= size / static_cast<float>(width);
+      const Floats gradient = Floats{} + size * scale;
+      if (w.grad && p.counted) {
+        Floats share[kCount] = {};
+        each_entry<kCount, kWide>(
+            p, [&](int i, Floats x) { share[i] += magnitude_bits(x) == (Ints)group[i] ? Floats{} + 1.0f : Floats{}; });
+        join_groups<false, kWide>(share, width);
+        each_of<kCount>([&](int i) { share[i] = gradient / share[i]; });  // infinite where none is picked
+        Ints hits{};
+        write<kCount, kWide>(p, [&](int i, Floats x) { return pick(x, group[i], share[i], hits); });
+      } else if (w.grad) {
+        Ints hits{};
+        write<kCount, kWide>(p, [&](int i, Floats x) { return pick(x, group[i], gradient, hits); });
+        sums.surplus += hits * static_cast<int32_t>(width) - active;
+      }
+    } else {
+      join_teacher<false, kWide>(p, group);
+      join_groups<false, kWide>(group, width);
+      Ints irregular{};
+      compressed(group, width, [&](Floats squares, float times) {
+        irregular |= ~is_regular(squares);
+        const Floats norm = square_root(squares);
+        norms += norm * times;
+        return norm > 0 ? size * scale / norm : Floats{};
+      });
+      if (any(irregular) && !only_zeros<kWide, kCount>(p, width)) return false;
+      norms *= size / static_cast<float>(width);
+      if (w.grad) write<kCount, kWide>(p, [&](int i, Floats x) { return x * group[i]; });
+    }
+    sums.norms += norms;
+    return true;
+  }
+
+  // Whether groups out of the range of squares are groups of zeros, which pruning makes.
+  template <bool kWide, int kCount>
+  [[gnu::noinline]] bool only_zeros(const Place& p, int64_t width) const {
+    Floats squares[kCount] = {}, most[kCount] = {};
+    join_student<false, kWide>(p, squares);
+    join_teacher<false, kWide>(p, squares);
+    join_groups<false, kWide>(squares, width);
+    join_student<true, kWide>(p, most);
+    join_teacher<true, kWide>(p, most);
+    join_groups<true, kWide>(most, width);
+    Ints odd{};
+    each_of<kCount>([&](int i) { odd |= (most[i] != 0) & ~is_regular(squares[i]); });
+    return !any(odd);
+  }
+
+  template <int kCount, bool kWide, typename Use>
+  [[gnu::always_inline]] void each_entry(const Place& p, const Use& use) const {
+    const float* const from = static_cast<const float*>(w.student) + p.student;
+    each_vector<kCount, kWide>(p.rows, p.columns, b.columns,
+                               [&](int i, int64_t at, int64_t n) { use(i, load_some(from + at, n)); });
+  }
+  template <int kCount, bool kWide, typename Gradient>
+  [[gnu::always_inline]] void write(const Place& p, const Gradient& gradient) const {
+    const float* const from = static_cast<const float*>(w.student) + p.student;
+    float* const to = static_cast<float*>(w.grad) + p.student;
+    if (a.accumulate)
+      each_vector<kCount, kWide>(p.rows, p.columns, b.columns, [&](int i, int64_t at, int64_t n) {
+        store_some(to + at, load_some(to + at, n) + gradient(i, load_some(from + at, n)), n);
+      });
+    else if (past && reinterpret_cast<uintptr_t>(to) % sizeof(Floats) == 0)
+      each_vector<kCount, kWide>(p.rows, p.columns, b.columns, [&](int i, int64_t at, int64_t n) {
+        const Floats grad = gradient(i, load_some(from + at, n));
+        n == kLanes ? store_past(to + at, grad) : store_some(to + at, grad, n);
+      });
+    else
+      each_vector<kCount, kWide>(p.rows, p.columns, b.columns, [&](int i, int64_t at, int64_t n) {
+        store_some(to + at, gradient(i, load_some(from + at, n)), n);
+      });
+  }
+};
+
 template <typename T>
 void run(const BlockNorm& a, int64_t unit_begin, int64_t unit_end) {
   const T scale =
       static_cast<T>(a.grad_value ? static_cast<double>(*static_cast<const T*>(a.grad_value)) * a.scale : a.scale);
   int64_t first = 0;
   for (int64_t i = 0; i < a.count; ++i) {
-    const Plan plan(a.weights[i].blocks, a.weights[i].teacher_blocks);
+    const BlockNormWeight& w = a.weights[i];
+    const Plan plan(w.blocks, w.teacher_blocks);
+    const Strips strips(a, w, static_cast<float>(scale));
     const int64_t begin = larger(unit_begin, first), end = smaller(unit_end, first + plan.units());
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t grid_row = (unit - first) / plan.units_of_row;
       const int64_t group_begin = (unit - first) % plan.units_of_row * plan.groups;
       const int64_t group_end = smaller(group_begin + plan.groups, plan.grid_columns);
-      Unit<T>(a, a.weights[i], grid_row, group_begin, group_end)
-          .run(scale, a.unit_value ? a.unit_value + unit : nullptr);
+      Sums sums, again;
+      const int64_t group = strips.run(grid_row, group_begin, group_end, strips.counts_first(), sums);
+      if (sums.tied()) strips.run(grid_row, group_begin, group, true, again);  // which is rare
+      double value = static_cast<double>(reduce_sum(sums.norms));
+      if (group < group_end) Unit<T>(a, w, grid_row, group, group_end).run(scale, value);
+      if (a.unit_value) a.unit_value[unit] = value;
     }
     first += plan.units();
   }
+  fence_past();
 }
 
 }  // namespace

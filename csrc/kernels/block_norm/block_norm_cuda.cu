@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 2) groups(Call a, Weights<Side> side
   PYKD_DYNAMIC_SHARED(Pair<T>, shared);
   __shared__ double sums[1][kMostWarps];
   const int i = sides.of_block(blockIdx.x);
-  const Side& side = sides.weight[i];
+  const Side& side = sides.item[i];
   const unsigned block = blockIdx.x - sides.first[i];
   side.panels.is_regular() ? run<T, E, true>(a, side, block, shared, sums)
                            : run<T, E, false>(a, side, block, shared, sums);
@@ -196,9 +196,9 @@ void launch(const BlockNorm& a, Call& call, bool teacher, T* norms, CUstream_st*
   Weights<Side> sides;
   const auto flush = [&] {
     if (sides.count == 0) return;
-    PYKD_LAUNCH(sides.thread_blocks(), kThreads, static_cast<size_t>(sides.shared_bytes), stream, groups<T, E>)
+    PYKD_LAUNCH(sides.blocks(), kThreads, static_cast<size_t>(sides.shared_bytes), stream, groups<T, E>)
     (call, sides);
-    if (call.partials) call.partials += sides.thread_blocks();
+    if (call.partials) call.partials += sides.blocks();
     sides = {};
   };
   for (int64_t i = 0; i < a.count; ++i) {
@@ -211,7 +211,7 @@ void launch(const BlockNorm& a, Call& call, bool teacher, T* norms, CUstream_st*
                  other.grid_columns()},
                 sizeof(E));
     if (norms) norms += groups_of(w.teacher_blocks);
-    if (sides.count == kMostWeights) flush();
+    if (sides.count == kMostItems) flush();
   }
   flush();
 }

@@ -11,11 +11,9 @@ namespace {
 
 constexpr int64_t kTurned = 4096;  // entries of a group of one column that is turned, at the most
 constexpr int64_t kSmall = 64;     // and of another
-constexpr int64_t kHeld = 8192;    // entries of a group that are held side by side
+constexpr int64_t kHeld = 32768;   // entries of a group that are held side by side
 
-inline Floats magnitude(Floats x) { return bits_float(float_bits(x) & 0x7FFFFFFF); }
-inline double magnitude(double x) { return __builtin_fabs(x); }
-inline bool any_above(Floats a, Floats b) { return reduce_max(a > b ? Floats{} + 1.0f : Floats{}) > 0; }
+inline bool any_above(Floats a, Floats b) { return any(a > b); }
 inline bool any_above(double a, double b) { return a > b; }
 
 // kLanes groups of kWidth columns, one after the other, to kWidth vectors of a lane a group: neighbours are parted
@@ -54,6 +52,38 @@ inline void turn(double*, int64_t) {}
 
 inline void set(Floats& v, int64_t lane, float value) { v[lane] = value; }
 inline void set(double& v, int64_t, double value) { v = value; }
+
+inline Floats to_number(Ints n) { return __builtin_convertvector(n, Floats); }
+inline double to_number(int64_t n) { return static_cast<double>(n); }
+inline void add_above(Floats entry, Floats level, Floats& sum, Ints& count) {
+  const Ints above = entry > level;
+  sum += (Floats)((Ints)entry & above);
+  count -= above;
+}
+inline void add_above(double entry, double level, double& sum, int64_t& count) {
+  sum += entry > level ? entry : 0;
+  count += entry > level;
+}
+
+// The sum and the number of the entries above a level, n of them in whole vectors. NaN is above none.
+template <typename T>
+struct Above {
+  using Float = decltype(load_lanes(static_cast<const T*>(nullptr)));
+  static constexpr int64_t kStep = sizeof(Float) / sizeof(T);
+
+  Above(const T* entries, int64_t n, Float level) {
+    Float sums[4] = {};
+    decltype(magnitude_bits(Float{})) counts[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * kStep <= n; i += 4 * kStep)
+      each_of<4>([&](int j) { add_above(load_lanes(entries + i + j * kStep), level, sums[j], counts[j]); });
+    for (; i < n; i += kStep) add_above(load_lanes(entries + i), level, sums[0], counts[0]);
+    sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    number = to_number((counts[0] + counts[1]) + (counts[2] + counts[3]));
+  }
+
+  Float sum, number;
+};
 
 template <typename T>
 struct Unit {
@@ -121,68 +151,63 @@ struct Unit {
     Float level = first_level(sum, number);
     for (bool rising = true; rising;) {
       const Float last = level;
-      Float above{}, of_them{};
-      for (int64_t i = 0; i < count; ++i) {
-        const Float entry = load_lanes(entries + i * kStep);
-        above += entry > level ? entry : Float{};
-        of_them += entry > level ? Float{} + 1 : Float{};
-      }
-      level = next_level(level, above, of_them, threshold);
+      const Above<T> above(entries, count * kStep, level);
+      level = next_level(level, above.sum, above.number, threshold);
       rising = any_above(level, last);
     }
     store_lanes(values + first, level);
   }
 
-  // Of one group, swept in vectors: side by side in a buffer, or where it is. Sums of pieces are added in double.
+  // Of one group: its magnitudes side by side in a buffer, or read anew for each sweep where it is large. Sums of
+  // pieces are added in double.
   T level_of(int64_t group) const {
     const int64_t begin = group * p.group_columns, end = smaller(begin + p.group_columns, p.columns);
-    const bool held = (end - begin + kStep) * p.rows <= kHeld;
-    alignas(64) T values_held[kHeld], wide[kRoom];
-    const int64_t padded = (end - begin + kStep - 1) / kStep * kStep;
-    if (held)
+    const int64_t count = entries_of(group);
+    const bool held = count <= kHeld;
+    alignas(64) T entries[kHeld + kStep];
+    double above = 0, of_them = 0;
+    const auto piece = [&](const T* from, int64_t n, T level) {
+      const Above<T> found(from, n, Float{} + level);
+      above += static_cast<double>(reduce_sum(found.sum));
+      of_them += static_cast<double>(reduce_sum(found.number));
+    };
+    // Rows in pieces: their magnitudes, to whole vectors from `to` on.
+    const auto each_piece = [&](auto to, const auto& use) {
+      alignas(64) T wide[kRoom];
       for (int64_t r = 0; r < p.rows; ++r)
         for (int64_t at = begin; at < end; at += kTile) {
           const int64_t n = smaller(kTile, end - at);
           const T* const from = row(r, at, n, wide);
-          T* const to = values_held + r * padded + at - begin;
+          T* const into = to(r, at);
           int64_t i = 0;
-          for (; i + kStep <= n; i += kStep) store_lanes(to + i, magnitude(load_lanes(from + i)));
-          if (i < n) store_lanes(to + i, magnitude(load_lanes(from + i, n - i)));
+          for (; i + kStep <= n; i += kStep) store_lanes(into + i, magnitude(load_lanes(from + i)));
+          if constexpr (kStep > 1)
+            if (i < n) store_lanes(into + i, magnitude(load_lanes(from + i, n - i)));
+          use(into, (n + kStep - 1) / kStep * kStep);
         }
-    const auto sums = [&](T level, double& above, double& of_them) {
-      above = of_them = 0;
-      const auto piece = [&](const T* from, int64_t n) {
-        Float sum[2] = {}, number[2] = {};
-        const auto add = [&](Float entry, int which) {
-          sum[which] += entry > level ? entry : entry == entry ? Float{} : entry;
-          number[which] += entry > level ? Float{} + 1 : Float{};
-        };
-        int64_t i = 0;
-        for (; i + 2 * kStep <= n; i += 2 * kStep) {
-          add(magnitude(load_lanes(from + i)), 0);
-          add(magnitude(load_lanes(from + i + kStep)), 1);
-        }
-        for (; i + kStep <= n; i += kStep) add(magnitude(load_lanes(from + i)), 0);
-        if (i < n) add(magnitude(load_lanes(from + i, n - i)), 0);
-        above += static_cast<double>(reduce_sum(sum[0] + sum[1]));
-        of_them += static_cast<double>(reduce_sum(number[0] + number[1]));
-      };
-      if (held)
-        for (int64_t at = 0; at < p.rows * padded; at += kTile)
-          piece(values_held + at, smaller(kTile, p.rows * padded - at));
-      else
-        for (int64_t r = 0; r < p.rows; ++r)
-          for (int64_t at = begin; at < end; at += kTile) {
-            const int64_t n = smaller(kTile, end - at);
-            piece(row(r, at, n, wide), n);
-          }
     };
-    double above, of_them;
-    sums(T{}, above, of_them);
-    if (above <= a.threshold) return 0;
-    T level = first_level(static_cast<T>(above), static_cast<T>(entries_of(group)));
+    const auto sweep = [&](T level) {
+      above = of_them = 0;
+      if (held)
+        for (int64_t at = 0; at < count; at += kTile)
+          piece(entries + at, (smaller(kTile, count - at) + kStep - 1) / kStep * kStep, level);
+      else
+        each_piece([&](int64_t, int64_t) { return entries; }, [&](const T* from, int64_t n) { piece(from, n, level); });
+    };
+    double sum = 0;
+    const auto add = [&](const T* from, int64_t n) { sum += static_cast<double>(total_of<false>(from, n)); };
+    if (held) {
+      each_piece([&](int64_t r, int64_t at) { return entries + r * (end - begin) + at - begin; },
+                 [](const T*, int64_t) {});
+      store_lanes(entries + count, Float{});
+      for (int64_t at = 0; at < count; at += kTile) add(entries + at, smaller(kTile, count - at));
+    } else {
+      each_piece([&](int64_t, int64_t) { return entries; }, add);
+    }
+    if (sum <= a.threshold) return 0;
+    T level = first_level(static_cast<T>(sum), static_cast<T>(count));
     for (T last = level;; last = level) {
-      sums(level, above, of_them);
+      sweep(level);
       level = next_level(level, static_cast<T>(above), static_cast<T>(of_them), threshold);
       if (!(level > last)) break;
     }
@@ -232,17 +257,78 @@ struct Unit {
   }
 };
 
+// Both sweeps of l1_l2 in registers.
+class Strips {
+ public:
+  Strips(const BlockProx& a, const BlockProxWeight& weight)
+      : b(weight.blocks),
+        values(static_cast<float*>(weight.weight)),
+        threshold(static_cast<float>(a.threshold)),
+        fit(!a.linf && a.dtype == DType::kFloat32 && threshold > 1e-14f && fits_strips(b)) {}
+
+  // Does some groups of [group, end) and tells how many: 0 where strips are not for these, at edges, and where there is
+  // a number too large to square, or one that is not finite. Norms too small to square are below the threshold.
+  int64_t run(int64_t grid_row, int64_t group, int64_t end) const {
+    if (!fit) return 0;
+    const int64_t row = grid_row * b.block_rows, column = group * b.block_columns;
+    const int64_t rows = smaller(b.block_rows, b.rows - row), left = smaller(b.columns, end * b.block_columns) - column;
+    float* const to = values + row * b.columns + column;
+    if (b.block_columns >= kStrip) return left > 0 && shrink<4, true>(to, rows, smaller(b.block_columns, left));
+    switch (strip_vectors(left, b.block_columns)) {
+      case 8: return side_by_side<8>(to, rows, left);
+      case 4: return side_by_side<4>(to, rows, left);
+      case 2: return side_by_side<2>(to, rows, left);
+      case 1: return side_by_side<1>(to, rows, left);
+    }
+    return 0;
+  }
+
+ private:
+  const Blocks& b;
+  float* const values;
+  const float threshold;
+  const bool fit;
+
+  template <int kCount>
+  int64_t side_by_side(float* to, int64_t rows, int64_t left) const {
+    int64_t done = 0;
+    while (left - done >= kCount * kLanes && shrink<kCount, false>(to + done, rows, 0)) done += kCount * kLanes;
+    return done / b.block_columns;
+  }
+
+  template <int kCount, bool kWide>
+  [[gnu::always_inline]] bool shrink(float* to, int64_t rows, int64_t columns) const {
+    const int64_t width = kWide ? kCount * kLanes : b.block_columns;
+    Floats group[kCount] = {};
+    join_down<false, kWide>(to, rows, columns, b.columns, group);
+    join_groups<false, kWide>(group, width);
+    Ints regular = Ints{} - 1;
+    compressed(group, width, [&](Floats squares, float) {
+      regular &= squares < 1e37f;
+      const Floats norm = square_root(squares);
+      return norm > threshold ? 1 - threshold / norm : Floats{};
+    });
+    if (any(~regular)) return false;
+    each_vector<kCount, kWide>(rows, columns, b.columns, [&](int i, int64_t at, int64_t n) {
+      store_some(to + at, load_some(to + at, n) * group[i] + 0.0f, n);  // 0 without a sign
+    });
+    return true;
+  }
+};
+
 template <typename T>
 void run(const BlockProx& a, int64_t unit_begin, int64_t unit_end) {
   int64_t first = 0;
   for (int64_t i = 0; i < a.count; ++i) {
     const BlockProxWeight& w = a.weights[i];
     const Plan plan(w.blocks);
+    const Strips strips(a, w);
     for (int64_t unit = larger(unit_begin, first); unit < smaller(unit_end, first + plan.units()); ++unit) {
       const int64_t grid_row = (unit - first) / plan.units_of_row;
-      const int64_t begin = (unit - first) % plan.units_of_row * plan.groups;
-      const Panel panel(w.blocks, grid_row, begin, smaller(begin + plan.groups, plan.grid_columns));
-      Unit<T>(a, w.weight, panel, static_cast<T>(a.threshold)).run();
+      int64_t group = (unit - first) % plan.units_of_row * plan.groups;
+      const int64_t end = smaller(group + plan.groups, plan.grid_columns);
+      while (int64_t done = strips.run(grid_row, group, end)) group += done;
+      if (group < end) Unit<T>(a, w.weight, {w.blocks, grid_row, group, end}, static_cast<T>(a.threshold)).run();
     }
     first += plan.units();
   }

@@ -74,7 +74,7 @@ template <typename T, typename E>
 __global__ void __launch_bounds__(kThreads, 2) groups(bool linf, double threshold, Weights<ProxWeight> weights) {
   PYKD_DYNAMIC_SHARED(Pair<T>, shared);
   const int i = weights.of_block(blockIdx.x);
-  const ProxWeight& weight = weights.weight[i];
+  const ProxWeight& weight = weights.item[i];
   const unsigned block = blockIdx.x - weights.first[i];
   const T t = static_cast<T>(threshold);
   weight.panels.is_regular() ? run<T, E, true>(linf, t, weight, block, shared)
@@ -86,7 +86,7 @@ void launch(const BlockProx& a, CUstream_st* stream) {
   Weights<ProxWeight> weights;
   const auto flush = [&] {
     if (weights.count == 0) return;
-    PYKD_LAUNCH(weights.thread_blocks(), kThreads, static_cast<size_t>(weights.shared_bytes), stream, groups<T, E>)
+    PYKD_LAUNCH(weights.blocks(), kThreads, static_cast<size_t>(weights.shared_bytes), stream, groups<T, E>)
     (a.linf, a.threshold, weights);
     weights = {};
   };
@@ -95,7 +95,7 @@ void launch(const BlockProx& a, CUstream_st* stream) {
     if (w.blocks.rows > 0)
       weights.add({Panels(w.blocks, sizeof(E), is_aligned<E, entries_of_pack(sizeof(E))>(w.weight)), w.weight},
                   sizeof(E));
-    if (weights.count == kMostWeights) flush();
+    if (weights.count == kMostItems) flush();
   }
   flush();
 }

@@ -218,6 +218,10 @@ void test_shapes() {
   alone(5, 1028, 1, 1028);
   if (kSlow) return;
   alone(64, 72, 4, 4);
+  alone(9, 200, 4, 64);
+  alone(9, 200, 4, 70);
+  alone(12, 128, 8, 32);
+  alone(12, 1024, 8, 8);  // rows that fall into the same sets of a cache
   alone(3, 1031, 1, 1031);
   alone(100, 1032, 4, 4);
   alone(40, 1100, 16, 16);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/exponential.h"
+#include "core/magnitude.h"
 
 namespace pykd::PYKD_ISA {
 
@@ -13,12 +14,6 @@ template <>
 struct ScalarOf<double> {
   using Type = double;
 };
-
-PYKD_HD double magnitude(double x) { return fabs(x); }
-template <typename Float>
-PYKD_HD Float magnitude(Float x) {
-  return bits_float(float_bits(x) & 0x7FFFFFFF);
-}
 
 // log(1 + e) / 2 for e in [0, 1], within 3e-7 of its size.
 template <typename Float>
