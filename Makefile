@@ -20,6 +20,7 @@ test: check sanitize build ## everything: check, sanitize, then the Python tests
 
 bench: build ## the operators against their peers; rewrites benchmarks/results and the README's table
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-quiet --benchmark-json=$(BENCH)
+	@rm -f $(BENCH:.json=-*.json)
 	$(BIN)/python benchmarks/table.py --write README.md
 
 check: .venv/.packages ## formatting, lint and types, in Python and C++
