@@ -1,6 +1,7 @@
 // Memory is the floor: 4 bytes read and 4 written a float32 weight. What is computed must hide behind them: two sweeps
 // over a panel of whole groups, which stays in the caches between them. The first sums squares (or takes maxima) down
-// the columns, so that nothing is added across a vector but once a group; the second scales, a factor a column.
+// the columns, so that nothing is added across a vector but once a group; the second scales, a factor a column. Most
+// groups of float32 go through strips, whose sums and factors stay in registers; others through arrays of them.
 #include "core/block_panels.h"
 #include "core/cpu_isa.h"
 #include "kernels/block_norm/block_norm.h"
@@ -231,7 +232,7 @@ struct Sums {
   bool tied() const { return reduce_sum(__builtin_convertvector(surplus, Floats)) > 0; }
 };
 
-// Both sweeps in registers.
+// Groups whose sums and factors stay in registers.
 class Strips {
  public:
   Strips(const BlockNorm& args, const BlockNormWeight& weight, float scale_)

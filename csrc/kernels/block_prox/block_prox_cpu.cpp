@@ -257,7 +257,7 @@ struct Unit {
   }
 };
 
-// Both sweeps of l1_l2 in registers.
+// Groups whose factors of l1_l2 stay in registers.
 class Strips {
  public:
   Strips(const BlockProx& a, const BlockProxWeight& weight)
