@@ -51,6 +51,12 @@ def interval(low_name: str, low: object, high_name: str, high: object) -> None:
         raise ValueError(f"{low_name} should not be above {high_name}, got {low!r} and {high!r}")
 
 
+def names(name: str, value: object) -> None:
+    """A list of names."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
+        raise ValueError(f"{name} should be a list of names, got {value!r}")
+
+
 def groups(name: str, value: object) -> None:
     """The groups of a block norm."""
     if value in ("in", "out", "kernel"):
@@ -58,6 +64,6 @@ def groups(name: str, value: object) -> None:
     if not (
         isinstance(value, (list, tuple))
         and len(value) == 2
-        and all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in value)
+        and all(isinstance(side, int) and not isinstance(side, bool) and 1 <= side < 2**63 for side in value)
     ):
         raise ValueError(f"{name} should be in, out, kernel or two whole numbers of at least 1, got {value!r}")

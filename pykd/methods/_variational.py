@@ -47,13 +47,15 @@ def facts(trained: nn.Module, student: nn.Module) -> dict[str, Any]:
         if not isinstance(layer, (nn.Linear, nn.Conv2d)):
             continue
         left = (layer.weight != 0).flatten(2).any(-1) if layer.weight.dim() > 2 else layer.weight != 0
+        parts = layer.groups if isinstance(layer, nn.Conv2d) else 1  # each has inputs of its own
+        apart = left.view(parts, len(left) // parts, left.shape[1])
         count = int(layer.weight.count_nonzero())
         layers[name] = {
             "shape": list(layer.weight.shape),
             "weights": layer.weight.numel(),
             "kept": count,
             "sparsity": 1 - count / max(1, layer.weight.numel()),
-            "kept_inputs": int(left.any(0).sum()),
+            "kept_inputs": int(apart.any(1).sum()),
             "kept_outputs": int(left.any(1).sum()),
         }
         if (origin := noisy.get(name)) is not None:

@@ -63,6 +63,7 @@ class BayesianCompression:
         _fields.interval("warmup_start", self.warmup_start, "warmup_end", self.warmup_end)
         _fields.number("threshold", self.threshold)
         _fields.number("log_sigma2", self.log_sigma2)
+        _fields.names("skip", self.skip)
 
     def prepare(self, student: nn.Module, teachers: Sequence[nn.Module]) -> nn.Module:
         """The student with group-sparse layers."""

@@ -103,6 +103,7 @@ class VariationalStudent:
         _fields.interval("warmup_start", self.warmup_start, "warmup_end", self.warmup_end)
         _fields.number("threshold", self.threshold)
         _fields.number("log_sigma2", self.log_sigma2)
+        _fields.names("skip", self.skip)
 
     @property
     def label(self) -> str:
@@ -169,7 +170,7 @@ class VariationalStudent:
             "sparse_vd": dataclasses.replace(without_groups, lambda_t=0.0),
             "kd_sparse_vd": without_groups,
             "bayesian_compression": BayesianCompression(
-                lambda_v=self.lambda_v, warmup_start=self.warmup_start, warmup_end=self.warmup_end
+                lambda_v=self.lambda_v, warmup_start=self.warmup_start, warmup_end=self.warmup_end, skip=self.skip
             ),
         }
 

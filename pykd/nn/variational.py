@@ -345,18 +345,22 @@ def variational(
         if name not in names:
             raise PykdError(f"the network has no layer {name!r} to skip; it has {', '.join(filter(None, names))}")
     kept = {id(names[name]) for name in skip}
-    owners: dict[int, str] = {}
+    owners: dict[int, str] = {}  # of a parameter
+    converted = set()
     for name, layer in module.named_modules():
-        if id(layer) in kept:
-            continue
         where = f"layer {name!r}" if name else "the network"
-        if isinstance(layer, nn.modules.conv._ConvNd) and not isinstance(layer, nn.Conv2d):
+        convertible = id(layer) not in kept and type(layer) in kinds
+        if convertible and isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+            raise PykdError(f"{where} pads by {layer.padding_mode}, which has no variational form: skip it")
+        other_form = isinstance(layer, nn.modules.conv._ConvNd) and not isinstance(layer, nn.Conv2d)
+        if other_form and id(layer) not in kept:
             raise PykdError(f"{where} is a {type(layer).__name__}, which has no variational form: skip it")
-        if type(layer) in kinds:
-            if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-                raise PykdError(f"{where} pads by {layer.padding_mode}, which has no variational form: skip it")
-            if (other := owners.setdefault(id(layer.weight), name)) != name:
+        for parameter in layer.parameters(recurse=False):
+            other = owners.setdefault(id(parameter), name)
+            if other != name and (convertible or other in converted):
                 raise PykdError(f"layers {other!r} and {name!r} share a weight, which variances cannot: skip them")
+        if convertible:
+            converted.add(name)
 
     def change(layer: nn.Module, original: nn.Module) -> nn.Module:
         if type(layer) in kinds and id(original) not in kept:

@@ -25,7 +25,7 @@ def block_norm(
     over the groups :math:`g` of all weights, with the student's entries :math:`S_g`, the teacher's :math:`T_g` (none
     without teachers) and :math:`s_g = 1`, or the root of the number of both sides' entries. It drives whole groups of
     the student to zero: Yuan & Lin (2006, section 2); with the teacher's weights concatenated, those the least in
-    which the teacher is strong: Hegde, Prasad, Hebbalaguppe & Kumar (2019).
+    which the teacher is strong: Hegde, Prasad, Hebbalaguppe & Kumar (2020).
 
     A weight is the matrix ``[out, in * kernel height * kernel width]``, cut into a grid of blocks, the groups.
     A teacher's weight is cut by the same rule. The group in row i and column j of its grid joins the student's there,

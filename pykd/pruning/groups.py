@@ -45,7 +45,7 @@ def prune_groups_(
                 grid = {"in": small[None], "out": small[:, None], "kernel": small}[groups]
                 height, width = rows // len(grid), columns // grid.shape[1]
             else:
-                height, width = groups
+                height, width = min(groups[0], rows), min(groups[1], columns)
             mask = grid.repeat_interleave(height, 0).repeat_interleave(width, 1)[:rows, :columns]
             layer.weight.masked_fill_(mask.view_as(layer.weight), 0)
             zeroed[name] = small

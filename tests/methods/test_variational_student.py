@@ -15,6 +15,7 @@ import pykd
 from pykd import reference
 from pykd.errors import PykdError
 from pykd.methods import METHODS, HintonDistillation, StudentAlone, VariationalStudent
+from pykd.methods._variational import facts
 from pykd.nn import set_noise, variational_layers
 from pykd.training import Batch
 
@@ -250,12 +251,26 @@ def test_ablations_are_derived_from_the_method() -> None:
         ({"warmup_end": 1.5}, r"warmup_end should be in \[0, 1\]"),
         ({"threshold": float("inf")}, "threshold should be a finite number, got inf"),
         ({"log_sigma2": None}, "log_sigma2"),
+        ({"groups": [2**70, 1]}, "groups"),
+        ({"skip": "head"}, "skip should be a list of names, got 'head'"),
+        ({"skip": 2}, "skip should be a list of names, got 2"),
     ],
     ids=str,
 )
 def test_broken_rules_say_which(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         VariationalStudent(**options)
+
+
+def test_the_rival_skips_the_same_layers() -> None:
+    rival = VariationalStudent(skip=["0"]).comparisons()["bayesian_compression"]
+    assert list(variational_layers(rival.prepare(perceptron(4), []))) == ["2"]  # type: ignore[attr-defined]
+
+
+def test_facts_count_the_inputs_of_every_group_of_a_convolution() -> None:
+    network = nn.Conv2d(6, 6, 3, groups=3)
+    network.weight.data[:2] = 0  # the outputs of the first group
+    assert facts(network, network)["layers"][""]["kept_inputs"] == 4
 
 
 def test_layers_without_a_match_are_told_before_anything_is_trained() -> None:

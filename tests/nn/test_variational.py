@@ -155,6 +155,12 @@ def test_skipped_and_frozen_layers() -> None:
     assert not plain(noisy)[5].weight.requires_grad
 
 
+def tied_to_embedding() -> nn.Sequential:
+    network = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4))
+    network[1].weight = network[0].weight
+    return network
+
+
 def tied() -> nn.Module:
     one, other = nn.Linear(3, 3), nn.Linear(3, 3)
     other.weight = one.weight
@@ -172,6 +178,8 @@ def tied() -> nn.Module:
         (lambda: variational(nn.Sequential(nn.Conv2d(3, 2, 3, padding_mode="reflect"))), "'0' pads by reflect"),
         (lambda: variational(network(), skip=["7"]), "the network has no layer '7' to skip; it has 0, 1, 2"),
         (lambda: variational(tied()), "layers '0' and '1' share a weight"),
+        (lambda: variational(tied(), skip=["0"]), "layers '0' and '1' share a weight"),
+        (lambda: variational(tied_to_embedding()), "layers '0' and '1' share a weight"),
         (lambda: VariationalConv2d(3, 2, 3, padding_mode="circular"), "pads with zeros, not circular"),
         (lambda: VariationalConv2d(3, 2, 4, padding="same"), r"padding='same' of the kernel \(4, 4\) differs"),
     ],

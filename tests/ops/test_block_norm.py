@@ -575,3 +575,19 @@ def test_exports():
     x = weight((6, 5), seed=27)
     program = torch.export.export(Norms(), (x,))
     assert all(a.equal(b) for a, b in zip(program.module()(x), Norms()(x), strict=True))
+
+
+@pytest.mark.parametrize("groups", ["in", "out", (2, 2)])
+@pytest.mark.parametrize("size", [1e-40, 3e-39])
+def test_gradients_of_vanishing_groups_stay_finite(size, groups):
+    x = torch.full((4, 4), size)
+    for options in ({"scale": 4.0}, {"scale": -4.0}, {"scale_by_size": True}):
+        _, grad = block_norm_and_grad(x, groups=groups, **options)
+        assert grad.isfinite().all() and grad.abs().max() <= 4
+
+
+@pytest.mark.parametrize("groups, columns", [("out", 128), ((1, 32), 32), ((1, 16), 64)])
+def test_value_of_large_weights_stays_finite(groups, columns):
+    x = torch.zeros(1, columns)
+    x[0, 0] = 3e38
+    assert block_norm(x, groups=groups, norm="l1_linf").item() == pytest.approx(3e38, rel=1e-6)

@@ -26,7 +26,7 @@ def entries(weight: torch.Tensor, groups: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("norm", ["l1_l2", "l1_linf"])
-@pytest.mark.parametrize("groups", ["in", "out", "kernel", (2, 4), (100, 100)])
+@pytest.mark.parametrize("groups", ["in", "out", "kernel", (2, 4), (100, 100), (2**40, 2**40)])
 def test_small_groups_become_zero_and_the_others_stay(groups: Any, norm: str) -> None:
     net = network()
     before = {name: value.clone() for name, value in net.state_dict().items()}

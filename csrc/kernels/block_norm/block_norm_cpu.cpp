@@ -50,7 +50,7 @@ struct Unit {
       for (int64_t g = 0; g < count; ++g) {
         const double size = __builtin_sqrt(static_cast<double>(entries(student, g) + entries(teacher, g)));
         sum += size * static_cast<double>(norm[g]);
-        factor[g] *= static_cast<T>(size);
+        factor[g] = limited(factor[g] * static_cast<T>(size));
       }
       value += sum;
     } else {
@@ -60,7 +60,8 @@ struct Unit {
       for (int64_t g = 0; g < student.groups; ++g)
         static_cast<T*>(w.norms)[grid_row * w.blocks.grid_columns() + group_begin + g] = norm[g];
     if (!w.grad || !student.columns) return;
-    for (int64_t g = 0; g < student.groups; g += kStep) store_lanes(factor + g, load_lanes(factor + g) * scale);
+    for (int64_t g = 0; g < student.groups; g += kStep)
+      store_lanes(factor + g, limited(load_lanes(factor + g) * scale));
     write();
   }
 
@@ -330,16 +331,16 @@ class Strips {
       Floats others[kCount] = {};
       join_teacher<true, kWide>(p, others);
       join_groups<true, kWide>(others, width);
+      const float part = size / static_cast<float>(width);  // of a column, so that sums stay in range
       Ints odd{}, active{};
       each_of<kCount>([&](int i) {
         const Floats norm = both<true>(group[i], others[i]);
         odd |= norm - norm != 0;
-        norms += norm;
+        norms += norm * part;
         group[i] = group[i] > others[i] ? group[i] : Floats{} - 1;  // the magnitude of an entry that has a gradient
         active -= group[i] > 0;
       });
       if (any(odd)) return false;
-      norms *= size / static_cast<float>(width);
       const Floats gradient = Floats{} + size * scale;
       if (w.grad && p.counted) {
         Floats share[kCount] = {};

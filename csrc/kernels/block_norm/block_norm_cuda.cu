@@ -101,7 +101,7 @@ __device__ void run(const Call& a, const Side& side, unsigned block, Pair<T>* sh
     if (a.linf)
       factor[g] *= own > its ? static_cast<T>(size) * scale : own == own ? T(0) : own;
     else
-      factor[g] = inverse_norm(norm) * static_cast<T>(size) * scale;
+      factor[g] = limited(limited(inverse_norm(norm) * static_cast<T>(size)) * scale);
   });
   if (a.partials || a.value) {
     total = sum_over(kThreads, total, sums);
