@@ -2,8 +2,6 @@
 // and once a group across them.
 #pragma once
 
-#include <type_traits>
-
 #include "core/blocks.h"
 #include "core/magnitude.h"
 #include "core/row_noise.h"
