@@ -282,8 +282,6 @@ template <int kCount, bool kWide, typename Use>
     }
   }
 }
-inline Floats load_some(const float* from, int64_t n) { return n == kLanes ? load<Floats>(from) : load_first(from, n); }
-inline void store_some(float* to, Floats v, int64_t n) { n == kLanes ? store(to, v) : store_first(to, v, n); }
 
 template <bool kLinf, bool kWide, int kCount>
 [[gnu::always_inline]] inline void join_down(const float* w, int64_t rows, int64_t columns, int64_t stride,

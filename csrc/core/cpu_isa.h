@@ -14,6 +14,12 @@ enum class CpuIsa { kBaseline, kAvx2, kAvx512 };
 CpuIsa cpu_isa();
 const char* cpu_isa_name();
 
+// What it has for bfloat16: products of pairs (AVX-512-BF16, BFDOT), or of squares (AMX). Where PYKD_CPU_ISA lowers the
+// level: nothing.
+enum class CpuBFloat16 { kNone, kDot, kAmx };
+
+CpuBFloat16 cpu_bfloat16();
+
 }  // namespace pykd
 
 // PYKD_CPU_DOOR(op_cpu, (const Op& args, int64_t begin, int64_t end), (args, begin, end)) in the global namespace.

@@ -41,6 +41,13 @@
 
 namespace pykd::testing {
 
+// Slow to run, so that what is large is left out.
+#if defined(__SANITIZE_THREAD__) || defined(PYKD_EMULATED)
+constexpr bool kSlow = true;
+#else
+constexpr bool kSlow = false;
+#endif
+
 inline int passed = 0, failed = 0;
 
 inline void check(bool ok, const std::string& what) {

@@ -95,6 +95,44 @@ inline void store(void* to, V v) {
   __builtin_memcpy(to, &v, sizeof v);
 }
 
+// One number in all lanes.
+inline Floats broadcast(const float* from) {
+#if defined(PYKD_ISA_AVX512)
+  return (Floats)_mm512_set1_ps(*from);
+#elif defined(PYKD_ISA_AVX2)
+  return (Floats)_mm256_broadcast_ss(from);
+#elif defined(__x86_64__)
+  return (Floats)_mm_set1_ps(*from);
+#else
+  return (Floats)vld1q_dup_f32(from);
+#endif
+}
+
+// kLanes / H numbers, each in H lanes.
+template <int H>
+inline Floats spread(const float* from) {
+  [[maybe_unused]] constexpr int kCount = kLanes / H;
+  if constexpr (H == 1) return load<Floats>(from);
+#if defined(PYKD_ISA_AVX512) || defined(PYKD_ISA_AVX2)
+  Ints lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i / H;
+#if defined(PYKD_ISA_AVX512)
+  __m512 some;
+  if constexpr (kCount == 8) some = _mm512_castps256_ps512(_mm256_loadu_ps(from));
+  if constexpr (kCount == 4) some = _mm512_castps128_ps512(_mm_loadu_ps(from));
+  if constexpr (kCount == 2) some = _mm512_castps128_ps512(_mm_castpd_ps(_mm_set_sd(load<double>(from))));
+  return (Floats)_mm512_permutexvar_ps((__m512i)lanes, some);
+#else
+  __m256 some;
+  if constexpr (kCount == 4) some = _mm256_castps128_ps256(_mm_loadu_ps(from));
+  if constexpr (kCount == 2) some = _mm256_castps128_ps256(_mm_castpd_ps(_mm_set_sd(load<double>(from))));
+  return (Floats)_mm256_permutevar8x32_ps(some, (__m256i)lanes);
+#endif
+#else
+  if constexpr (H == 2) return Floats{from[0], from[0], from[1], from[1]};
+#endif
+}
+
 // Past the caches, for what is not soon read again: a line is written without being read, and evicts none. `to` is
 // aligned to the vector; an order with later stores is made by fence_past().
 inline void store_past(float* to, Floats v) {
@@ -145,6 +183,12 @@ inline float reduce_sum(Floats v) {
   const Floats sum = v + folded<kWidth>(v);
   if constexpr (kWidth > 1) return reduce_sum<kWidth / 2>(sum);
   return sum[0];
+}
+// The sums of every H-th lane, in the first H lanes.
+template <int H, int kWidth = kLanes / 2>
+inline Floats reduce_sum_to(Floats v) {
+  if constexpr (kWidth >= H) return reduce_sum_to<H, kWidth / 2>(v + folded<kWidth>(v));
+  return v;
 }
 inline double reduce_max(double v) { return v; }
 inline double reduce_sum(double v) { return v; }
@@ -206,6 +250,12 @@ inline void store_first(float* to, Floats v, int64_t n) {
 }
 
 #endif
+
+// As many of n as a vector holds; none of n <= 0.
+inline Floats load_some(const float* from, int64_t n, float others = 0) {
+  return n >= kLanes ? load<Floats>(from) : load_first(from, n > 0 ? n : 0, others);
+}
+inline void store_some(float* to, Floats v, int64_t n) { n >= kLanes ? store(to, v) : store_first(to, v, n); }
 
 // Pairs of the words of kLanes / 2 slots, (word 0, word 1) of each in the first vectors and (word 2, word 3) in the
 // second, to [cosine, sine] x 4 a slot, slot after slot.

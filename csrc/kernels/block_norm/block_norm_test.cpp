@@ -266,12 +266,6 @@ void run(const Case& c) {
 
 // ---- tests ---------------------------------------------------------------------------------------------------------
 
-#if defined(__SANITIZE_THREAD__)
-constexpr bool kSlow = true;
-#else
-constexpr bool kSlow = false;
-#endif
-
 // Weights of many shapes, alone, under changing options.
 void test_shapes() {
   std::mt19937 random(1);

@@ -181,12 +181,6 @@ void run(const Case& c) {
 
 // ---- tests ---------------------------------------------------------------------------------------------------------
 
-#if defined(__SANITIZE_THREAD__)
-constexpr bool kSlow = true;
-#else
-constexpr bool kSlow = false;
-#endif
-
 constexpr std::array kOneDType = {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16};
 
 void test_shapes() {

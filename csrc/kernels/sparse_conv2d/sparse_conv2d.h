@@ -1,0 +1,40 @@
+// A convolution whose weight is sparse, with bias and ReLU, directly on the image: no im2col.
+//
+//   output[b, o, y, x] = activation(bias[o] + sum_(c,i,j) weight[o, c, i, j] * input[b, c, y s + i d - p, x s + j d -
+//   p])
+//
+// The input lies in planes (core/planes.h): a column (c, i, j) of the weight is an offset into a group's planes, the
+// same for every place of the output, and the places of a plane are what a panel is for sparse_linear.
+#pragma once
+
+#include "core/planes.h"
+#include "core/sparse_tiles.h"
+
+struct CUstream_st;
+
+namespace pykd {
+
+struct SparseConv2d {
+  SparseTiles weight;      // of [out, in / groups * kernel_h * kernel_w], the panels
+  const float* planes;     // [groups][group_stride] and kPlaneSlack more that may be read
+  const int32_t* offsets;  // [channels * kernel_h * kernel_w], of conv2d_offsets
+  int64_t group_stride;    // floats, as all strides
+  int64_t row_stride;
+  int64_t lanes;
+  int64_t out_height;
+  int64_t out_width;
+  float* output;  // out [groups][out][out_height][out_width][lanes] by these strides
+  int64_t out_group_stride;
+  int64_t out_channel_stride;
+  int64_t out_row_stride;
+  const float* bias;  // [out], or null
+  Activation activation;
+};
+
+// Single-threaded over the groups [begin, end), for the tiles [tile_begin, tile_end): the caller owns the threads.
+void sparse_conv2d_cpu(const SparseConv2d& args, int64_t begin, int64_t end, int64_t tile_begin, int64_t tile_end);
+
+// All of it for `groups` groups and `out` outputs, enqueued on `stream`; never synchronises, never allocates.
+CudaStatus sparse_conv2d_cuda(const SparseConv2d& args, int64_t groups, int64_t out, CUstream_st* stream);
+
+}  // namespace pykd

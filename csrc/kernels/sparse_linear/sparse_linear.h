@@ -1,0 +1,52 @@
+// A linear layer whose weight is sparse, with bias and ReLU:
+//
+//   output[b, o] = activation(bias[o] + sum_i weight[o, i] * input[b, i])
+//
+// The sum runs over the stored values alone, in float32, in the order of the columns, one rounding a step; the bias
+// comes last.
+#pragma once
+
+#include "core/dtype.h"
+#include "core/sparse_tiles.h"
+
+struct CUstream_st;
+
+namespace pykd {
+
+struct SparseLinear {
+  SparseTiles weight;  // of [out, in]; `rowwise` for one lane, else `panels`
+  const float* input;  // [batch, in], or panels [batch / lanes, rounded up][in][lanes]
+  float* output;       // out [batch, out], or panels likewise
+  const float* bias;   // [out], or null
+  int64_t batch;       // >= 0
+  int64_t in;          // >= 1
+  int64_t out;         // >= 1
+  int64_t lanes;       // 1, or a multiple of 16
+  Activation activation;
+};
+
+// Single-threaded over the rows (one lane) or panels [begin, end), for the tiles [tile_begin, tile_end): the caller
+// owns the threads. Rows of the output that no tile holds stay as they are: pack_sparse leaves none out.
+void sparse_linear_cpu(const SparseLinear& args, int64_t begin, int64_t end, int64_t tile_begin, int64_t tile_end);
+
+// The same with bfloat16 weights and inputs and float32 sums, for tiles of 16 rows, row by row of the batch.
+struct SparseLinearBFloat16 {
+  SparseTiles weight;     // of [out, in]; the `halves` of the packed weight
+  const uint16_t* input;  // [batch, in], bfloat16
+  void* output;           // out [batch, out], output_dtype
+  const float* bias;      // [out], or null
+  int64_t in;
+  int64_t out;
+  Activation activation;
+  DType output_dtype;  // bfloat16 or float32
+  bool squares;        // of 16 rows of the batch by AMX, or by its emulation: the door chooses
+};
+
+// As sparse_linear_cpu. Fast where cpu_bfloat16() says so: elsewhere widen and take float32.
+void sparse_linear_bfloat16_cpu(const SparseLinearBFloat16& args, int64_t begin, int64_t end, int64_t tile_begin,
+                                int64_t tile_end);
+
+// All of it, enqueued on `stream`; never synchronises, never allocates.
+CudaStatus sparse_linear_cuda(const SparseLinear& args, CUstream_st* stream);
+
+}  // namespace pykd
