@@ -2,20 +2,28 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BENCH ?= benchmarks/results/cpu.json
+FUZZ_SECONDS ?= 600
+# What `make aarch64` lacks here.
+MISSING := $(strip $(foreach tool,aarch64-linux-gnu-g++ qemu-aarch64-static,$(if $(shell command -v $(tool) 2>&1),,$(tool))))
+CROSS = needs $(MISSING): run apt-get install g++-aarch64-linux-gnu qemu-user-static
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check sanitize format build clean
+.PHONY: help demo test bench check sanitize fuzz aarch64 engine format build clean
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: build ## distil a noisy teacher into a small student on real digits and show the table (a minute or two)
-	$(BIN)/pykd distill noisy_teacher-digits
+demo: RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+demo: build ## distil a small student on real digits, export it, and let the engine answer (a minute or two)
+	$(BIN)/pykd distill noisy_teacher-digits --out $(RUN)
+	$(BIN)/pykd export $(RUN) -o $(RUN)/student.pykd.safetensors
+	$(BIN)/pykd run $(RUN)/student.pykd.safetensors --rows 8 --top 2
 
-test: check sanitize build ## everything: check, sanitize, then the Python tests and the documentation's examples
+test: check sanitize $(if $(MISSING),,aarch64) build ## everything: check, sanitize, aarch64, the Python tests and the documentation's examples
+	@$(if $(MISSING),echo "aarch64 is left out: $(CROSS)")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 bench: build ## the operators against their peers; rewrites benchmarks/results and the README's table
@@ -36,6 +44,30 @@ sanitize: .venv/.packages ## C++ tests, the CUDA kernels under emulation: as rel
 	  > build/tests.log 2>&1 || { cat build/tests.log; exit 1; }
 	$(BIN)/ctest --test-dir build/tests --output-on-failure --no-tests=error
 
+fuzz: sanitize ## all that attacks the readers: the sanitizers, their mutants, and libFuzzer for FUZZ_SECONDS (600; clang)
+	@command -v clang++ >/dev/null || { echo "make fuzz needs clang++: run apt-get install clang"; exit 1; }
+	@mkdir -p build/fuzz/corpus
+	@for test in model_file npy; do echo "$$test: $$(build/tests/$${test}_test_address | tail -3 | paste -sd ' ')"; done
+	@C="clang++ -std=c++20 -g -O1 -Icsrc -isystem $$($(BIN)/python -c 'import nlohmann_json as j; print(j.get_include())')"; \
+	  $$C csrc/runtime/fuzz/model_file_seeds.cpp csrc/runtime/sha256.cpp -o build/fuzz/seeds && \
+	  $$C -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all csrc/runtime/fuzz/model_file_fuzz.cpp \
+	    $(addprefix csrc/runtime/,model_file.cpp json.cpp sha256.cpp file.cpp) -o build/fuzz/model_file
+	build/fuzz/seeds build/fuzz/corpus
+	build/fuzz/model_file -dict=csrc/runtime/fuzz/model_file.dict -max_len=8192 -max_total_time=$(FUZZ_SECONDS) \
+	  -rss_limit_mb=2048 -print_final_stats=1 build/fuzz/corpus
+
+aarch64: .venv/.packages ## the C++ tests for Arm, cross-compiled, under an emulator of the Cortex-A76 and of all that it knows
+	@$(if $(MISSING),echo "make aarch64 $(CROSS)"; exit 1)
+	@mkdir -p build
+	@echo "compiling the C++ tests for aarch64 ..."
+	@PATH="$(CURDIR)/$(BIN):$$PATH"; { cmake -G Ninja -S . -B build/aarch64 --toolchain cmake/aarch64.cmake -DPYKD_TESTS=ON \
+	  && cmake --build build/aarch64; } > build/aarch64.log 2>&1 || { cat build/aarch64.log; exit 1; }
+	QEMU_CPU=cortex-a76 $(BIN)/ctest --test-dir build/aarch64 -j 2 --output-on-failure --no-tests=error
+	QEMU_CPU=max $(BIN)/ctest --test-dir build/aarch64 -j 2 --output-on-failure --no-tests=error
+
+engine: ## the engine without torch and Python, in build/engine: libpykd.so and pykd-run
+	@PATH="$(CURDIR)/$(BIN):$$PATH"; cmake -S . -B build/engine -DPYKD_RUNTIME=ON && cmake --build build/engine -j
+
 format: .venv/.packages ## rewrite the sources in the house's format
 	$(BIN)/ruff check --quiet --fix .
 	$(BIN)/ruff format --quiet .
@@ -44,7 +76,7 @@ format: .venv/.packages ## rewrite the sources in the house's format
 build: .venv/.build ## the virtual environment with pykd in it, compiled
 
 clean: ## remove what the build left; the virtual environment and the runs stay
-	rm -rf build pykd/_C*.so pykd/_build_info.json .venv/.build
+	rm -rf build pykd/_C*.so pykd/_runtime*.so pykd/_build_info.json .venv/.build
 
 .venv/.packages: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

@@ -1,5 +1,6 @@
-"""Finds the running torch and lets CMake compile pykd._C against it; everything else stands in pyproject.toml."""
+"""Lets CMake compile pykd._runtime and, against the running torch, pykd._C; the rest stands in pyproject.toml."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -13,6 +14,9 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 HOW = "pip install --no-build-isolation --no-deps ."
+TORCH = os.environ.get("PYKD_TORCH", "on").lower()
+if TORCH not in ("on", "off"):
+    sys.exit(f"pykd: PYKD_TORCH must be on or off, got {TORCH!r}.")
 
 
 def tool(name: str) -> str:
@@ -23,22 +27,35 @@ def tool(name: str) -> str:
     return path
 
 
+def headers(package: str) -> str:
+    """The folder of the C++ headers that an installed Python package carries."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        sys.exit(f"pykd: {package} is needed to compile pykd: run `pip install {package}`, then `{HOW}`.")
+    return str(Path(spec.origin).with_name("include"))
+
+
 def torch_settings() -> dict[str, str]:
     """What CMake is told about the torch to build against."""
+    if TORCH == "off":
+        return {"PYKD_TORCH_DIR": "", "PYKD_PYBIND11_INCLUDE": headers("pybind11")}
     try:
         import torch
     except ImportError:
         sys.exit(
             "pykd: pykd is compiled against the torch it will run with, and this build sees none: "
-            f"run `pip install 'torch>=2.11' 'setuptools>=77' 'cmake>=3.26' ninja`, then `{HOW}`."
+            f"run `pip install 'torch>=2.11' 'setuptools>=77' 'cmake>=3.26' ninja nlohmann_json`, then `{HOW}`; "
+            "or set PYKD_TORCH=off for the engine alone."
         )
     release = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if release is None or tuple(map(int, release.groups())) < (2, 11):
         sys.exit(f"pykd: torch must be 2.11 or newer, found {torch.__version__}: run `pip install 'torch>=2.11'`.")
+    folder = Path(torch.__file__).parent
     return {
-        "PYKD_TORCH_DIR": str(Path(torch.__file__).parent),
+        "PYKD_TORCH_DIR": str(folder),
         "PYKD_TORCH_VERSION": torch.__version__.partition("+")[0],
         "PYKD_TORCH_CUDA": torch.version.cuda or "",
+        "PYKD_PYBIND11_INCLUDE": str(folder / "include"),
     }
 
 
@@ -46,22 +63,24 @@ class CMakeBuild(build_ext):
     """Builds in build/, which is kept, so that a second build compiles only what changed."""
 
     def build_extensions(self) -> None:
-        output = Path(self.get_ext_fullpath("pykd._C")).resolve()
+        output = Path(self.get_ext_fullpath("pykd._runtime")).resolve().parent
         torch = torch_settings()
         settings = {
             **torch,
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": tool("ninja"),
             "PYKD_PYTHON_INCLUDE": sysconfig.get_path("include"),
+            "PYKD_JSON_INCLUDE": headers("nlohmann_json"),
             "PYKD_OUTPUT": str(output),
+            "PYKD_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
             "PYKD_CUDA": os.environ.get("PYKD_CUDA", "auto"),
             "PYKD_WERROR": os.environ.get("PYKD_WERROR", "OFF"),
             "PYKD_CUDA_ARCHS": os.environ.get("PYKD_CUDA_ARCHS", ""),
         }
-        build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch['PYKD_TORCH_VERSION']}"
+        build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch.get('PYKD_TORCH_VERSION', '-off')}"
         cmake = tool("cmake")
         jobs = os.environ.get("MAX_JOBS")
-        output.parent.mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
         for command in (
             [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *(f"-D{k}={v}" for k, v in settings.items())],
             [cmake, "--build", str(build), *(["-j", jobs] if jobs else [])],
@@ -74,7 +93,15 @@ class CMakeBuild(build_ext):
     def copy_extensions_to_source(self) -> None:
         """For an editable install: what the build recorded lies beside the extension it describes."""
         super().copy_extensions_to_source()
-        self.copy_file(str(Path(self.build_lib) / "pykd" / "_build_info.json"), str(ROOT / "pykd"))
+        if TORCH == "on":
+            self.copy_file(str(Path(self.build_lib) / "pykd" / "_build_info.json"), str(ROOT / "pykd"))
 
 
-setup(ext_modules=[Extension("pykd._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+modules = ["pykd._runtime"] if TORCH == "off" else ["pykd._C", "pykd._runtime"]
+setup(
+    ext_modules=[Extension(name, sources=[]) for name in modules],
+    cmdclass={"build_ext": CMakeBuild},
+    install_requires=["numpy"] if TORCH == "off" else ["torch>=2.11", "numpy", "safetensors"],
+    python_requires=">=3.10" if TORCH == "off" else ">=3.11",
+    options={"build": {"build_base": "build/torch-off"}} if TORCH == "off" else {},  # a wheel takes all that lies there
+)

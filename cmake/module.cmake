@@ -1,6 +1,5 @@
 # The Python module pykd._C: kernels, and the glue that offers them to torch. setup.py says which torch:
-#   PYKD_TORCH_DIR, PYKD_TORCH_VERSION, PYKD_TORCH_CUDA (empty: a CPU build), PYKD_PYTHON_INCLUDE,
-#   PYKD_OUTPUT (the file to make)
+#   PYKD_TORCH_DIR, PYKD_TORCH_VERSION, PYKD_TORCH_CUDA (empty: a CPU build)
 #   PYKD_CUDA on|off|auto; PYKD_CUDA_ARCHS: empty, "all", "native" or a list such as "87;110"
 include(cmake/cuda.cmake)
 
@@ -9,17 +8,10 @@ file(GLOB PYKD_GLUE_CUDA CONFIGURE_DEPENDS csrc/torch/ops/*_cuda.cpp)
 file(GLOB PYKD_KERNELS_CUDA CONFIGURE_DEPENDS csrc/kernels/*/*_cuda.cu)
 list(REMOVE_ITEM PYKD_GLUE ${PYKD_GLUE_CUDA})
 
-pykd_isa_levels(PYKD_KERNEL_OBJECTS kernels SOURCES ${PYKD_KERNELS})
-add_library(core OBJECT ${PYKD_CORE})
-target_compile_options(core PRIVATE ${PYKD_STRICT})
-
-get_filename_component(PYKD_OUTPUT_DIR ${PYKD_OUTPUT} DIRECTORY)
-get_filename_component(PYKD_OUTPUT_NAME ${PYKD_OUTPUT} NAME)
 set(PYKD_TORCH_INCLUDE ${PYKD_TORCH_DIR}/include)  # pybind11's headers lie there, too
 
 add_library(_C MODULE ${PYKD_GLUE} ${PYKD_KERNEL_OBJECTS} $<TARGET_OBJECTS:core>)
-set_target_properties(_C PROPERTIES
-  PREFIX "" OUTPUT_NAME ${PYKD_OUTPUT_NAME} SUFFIX "" LIBRARY_OUTPUT_DIRECTORY ${PYKD_OUTPUT_DIR})
+set_target_properties(_C PROPERTIES PREFIX "" SUFFIX ${PYKD_SUFFIX} LIBRARY_OUTPUT_DIRECTORY ${PYKD_OUTPUT})
 target_include_directories(_C SYSTEM PRIVATE ${PYKD_TORCH_INCLUDE} ${PYKD_PYTHON_INCLUDE})
 target_compile_options(_C PRIVATE
   $<$<COMPILE_LANGUAGE:CXX>:-fvisibility=hidden -Wall -Wextra -ffile-prefix-map=${PYKD_TORCH_INCLUDE}/=
@@ -53,5 +45,5 @@ set_property(SOURCE csrc/torch/module.cpp PROPERTY COMPILE_DEFINITIONS
   "PYKD_CUDA_REASON=\"${PYKD_CUDA_REASON}\"")
 
 # What pykd/_extension.py compares with the running torch before it loads pykd._C.
-file(WRITE ${PYKD_OUTPUT_DIR}/_build_info.json
+file(WRITE ${PYKD_OUTPUT}/_build_info.json
   "{\"torch\": \"${PYKD_TORCH_VERSION}\", \"cuda\": ${PYKD_BUILT_CUDA}}\n")

@@ -1,9 +1,15 @@
-# Each *_test.cpp of csrc with all the kernels, torch left out and the CUDA kernels compiled as C++ over csrc/emulation:
-# as released, under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer.
+# Each *_test.cpp of csrc with all the kernels and the engine, torch left out and the CUDA kernels compiled as C++ over
+# csrc/emulation: as released, under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer.
+# Cross-compiled, as released alone and without what is large: an emulator is slow.
 enable_testing()
 find_package(Threads REQUIRED)
 
-set(PYKD_FLAVOURS plain address thread)
+if(CMAKE_CROSSCOMPILING)
+  set(PYKD_FLAVOURS plain)
+  add_compile_definitions(PYKD_EMULATED)
+else()
+  set(PYKD_FLAVOURS plain address thread)
+endif()
 set(PYKD_FLAVOUR_plain)
 # What may be uninitialised is judged by the released build: the sanitizers' own code confuses the compiler there.
 set(sanitized -O1 -g -fno-omit-frame-pointer -Wno-maybe-uninitialized)
@@ -23,7 +29,8 @@ set_source_files_properties(${PYKD_KERNELS_CUDA} PROPERTIES LANGUAGE CXX COMPILE
 foreach(flavour IN LISTS PYKD_FLAVOURS)
   set(flags ${PYKD_FLAVOUR_${flavour}})
   pykd_isa_levels(levels kernels_${flavour} FLAGS ${flags} SOURCES ${PYKD_KERNELS})
-  add_library(others_${flavour} OBJECT ${PYKD_CORE} ${PYKD_KERNELS_CUDA})
+  add_library(others_${flavour} OBJECT ${PYKD_CORE} ${PYKD_ENGINE} ${PYKD_KERNELS_CUDA})
+  target_include_directories(others_${flavour} SYSTEM PRIVATE ${PYKD_JSON_INCLUDE})
   target_compile_options(others_${flavour} PRIVATE ${PYKD_STRICT} ${flags})
   foreach(test IN LISTS PYKD_TEST_SOURCES)
     get_filename_component(name ${test} NAME_WE)
@@ -31,11 +38,13 @@ foreach(flavour IN LISTS PYKD_FLAVOURS)
     target_compile_options(${name}_${flavour} PRIVATE ${PYKD_STRICT} ${flags})
     target_link_options(${name}_${flavour} PRIVATE ${flags})
     target_link_libraries(${name}_${flavour} PRIVATE Threads::Threads)
-    add_test(NAME ${name}_${flavour} COMMAND ${PYKD_RUN_${flavour}} $<TARGET_FILE:${name}_${flavour}>)
+    add_test(NAME ${name}_${flavour}
+      COMMAND ${CMAKE_CROSSCOMPILING_EMULATOR} ${PYKD_RUN_${flavour}} $<TARGET_FILE:${name}_${flavour}>)
     set_tests_properties(${name}_${flavour} PROPERTIES TIMEOUT 600)
   endforeach()
 endforeach()
 
 # The kernels as released: tests/test_isa_levels.py reads their symbols.
-list(TRANSFORM PYKD_ISA_LEVELS PREPEND kernels_plain_ OUTPUT_VARIABLE released)
+set(released ${PYKD_ISA_LEVELS} ${PYKD_BFLOAT16_LEVELS})
+list(TRANSFORM released PREPEND kernels_plain_)
 add_custom_target(isa_levels DEPENDS ${released})

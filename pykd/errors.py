@@ -1,5 +1,7 @@
 """Errors whose message is meant for the user: one sentence that says what to do."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 

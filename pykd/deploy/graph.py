@@ -1,6 +1,7 @@
 """The closed set of operators of a model file, and what each makes of the shapes it is given. Needs numpy alone."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -166,7 +167,7 @@ def checked_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(default, int):
             fits, should = _natural(value, 1), "a positive whole number"
         elif isinstance(default, float):
-            fits, should = type(value) in (int, float) and math.isfinite(value), "a number"
+            fits, should = type(value) in (int, float) and abs(value) <= sys.float_info.max, "a number"
         else:
             lowest = 0 if default == (0, 0) else 1
             fits = isinstance(value, (list, tuple)) and all(_natural(each, lowest) for each in value)

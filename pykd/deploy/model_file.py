@@ -197,15 +197,13 @@ def from_bytes(content: bytes) -> ModelFile:
         raise FormatError(f"ops should be a list of at most {MOST_STEPS} steps")
     ops: list[Op] = []
     shapes = [shape]
-    entries, weights = math.prod(shape), 0
+    entries, weights = _counted(0, shape), 0
     for step in text["ops"]:
         op = _step(step, shapes, stream, MOST_ENTRIES - weights)
         shapes.append(result_shape(op, shapes))
         ops.append(op)
-        entries += math.prod(shapes[-1])
+        entries = _counted(entries, shapes[-1])
         weights += math.prod(op.weight.shape) if op.weight else 0
-        if entries > MOST_ENTRIES:
-            raise FormatError(f"the values of one row should have at most {MOST_ENTRIES} entries in all")
     stream.check_end()
     classes, provenance = text["classes"], text["provenance"]
     if not isinstance(classes, list) or not all(map(_is_text, classes)) or len(classes) not in (0, shapes[-1][0]):
@@ -217,6 +215,14 @@ def from_bytes(content: bytes) -> ModelFile:
     if not _is_text(text["licence"]):
         raise FormatError("licence should be a line of text")
     return ModelFile(shape, tuple(ops), normalization, tuple(classes), provenance, text["licence"], stream.stored_as)
+
+
+def _counted(entries: int, shape: Shape) -> int:
+    """The entries of a row's values when one of this shape is added."""
+    entries += math.prod(shape)
+    if entries > MOST_ENTRIES:
+        raise FormatError(f"the values of one row should have at most {MOST_ENTRIES} entries in all")
+    return entries
 
 
 def _hash(content: bytes) -> str:

@@ -16,6 +16,7 @@ from pykd.models.lenet300100 import LeNet300100
 from pykd.models.mlp import MLP
 from pykd.models.modified_lenet import ModifiedLeNet
 from pykd.models.nin import NIN
+from pykd.models.resnet20 import ResNet20
 from pykd.models.shallow_cnn import ShallowCNN
 from pykd.models.vgg import VGG
 
@@ -26,6 +27,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
     "modified_lenet": ModifiedLeNet,
     "nin": NIN,
+    "resnet20": ResNet20,
     "shallow_cnn": ShallowCNN,
     "vgg": VGG,
 }
@@ -58,6 +60,7 @@ __all__ = [
     "LeNet5Caffe",
     "LeNet300100",
     "ModifiedLeNet",
+    "ResNet20",
     "ShallowCNN",
     "build",
 ]

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pykd
+from pykd.deploy.network import FileNetwork
 
 
 def pruned(network: nn.Module, density: float = 0.2, seed: int = 0) -> nn.Module:
@@ -65,6 +66,16 @@ class Everything(nn.Module):
         parts = F.adaptive_avg_pool2d(small, (2, 1))
         values = torch.cat((both.mean((2, 3)), parts.view(parts.size(0), -1)), dim=1)
         return self.end(self.last(self.drop(F.dropout(values, 0.1, self.training))))
+
+
+class Exact(FileNetwork):
+    """A file's network in float64."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        values = [input]
+        for number, op in enumerate(self.model.ops, 1):
+            values.append(self._result(op, number, [values[each] for each in op.inputs]))
+        return values[-1]
 
 
 def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:

@@ -41,6 +41,8 @@ def vgg_parameters(widths):
         ("lenet5_caffe", {}, (1, 16, 17), 26 * 20 + 501 * 50 + 51 * 500 + 501 * 10),
         ("vgg", {}, (3, 32, 32), vgg_parameters([64, 128, 256, 512])),
         ("vgg", {"width": 0.125}, (3, 64, 40), vgg_parameters([8, 16, 32, 64]) + 64 * 64),
+        ("resnet20", {}, (3, 32, 32), 269722 + 2752),
+        ("resnet20", {"dropout": 0.5}, (1, 5, 1), 269722 + 2752 - 18 * 16),
         ("vgg", {"width": 1e-9, "dropout": 0.5}, (3, 32, 32), vgg_parameters([1, 1, 1, 1])),
     ],
 )
@@ -171,6 +173,30 @@ def test_vgg_begins_as_he_et_al():
             assert abs(layer.weight.std() / scale - 1) < bound
 
 
+def test_resnet20_is_three_stages_of_residual_blocks():
+    torch.manual_seed(0)
+    network = models.build("resnet20", in_shape=(3, 32, 32), classes=10).eval()
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight)
+            nn.init.normal_(norm.bias)
+            norm.running_mean.normal_()
+    values = iter(network.state_dict().values())
+
+    def normalised(maps, stride=1):
+        kernel, weight, bias, mean, variance, _ = (next(values) for _ in range(6))
+        maps = F.conv2d(maps, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+        return F.batch_norm(maps, mean, variance, weight, bias)
+
+    images = torch.randn(2, 3, 32, 32)
+    maps = normalised(images).relu()
+    for stride in (1, 1, 1, 2, 1, 1, 2, 1, 1):
+        residual = normalised(normalised(maps, stride).relu())
+        maps = (residual + (maps if stride == 1 else normalised(maps, stride))).relu()
+    assert maps.shape == (2, 64, 8, 8)
+    torch.testing.assert_close(network(images), F.linear(maps.mean((2, 3)), *values))
+
+
 @pytest.mark.parametrize("width", [0, -1, float("nan"), float("inf"), "1", None, True])
 def test_vgg_says_what_width_is(width):
     with pytest.raises(ValueError, match="width should be a positive number, got"):
@@ -192,7 +218,7 @@ def test_unknown_names_and_arguments():
     with pytest.raises(
         ValueError,
         match="unknown network 'resnet'; known are lenet300100, lenet5, lenet5_caffe, mlp, modified_lenet, nin, "
-        "shallow_cnn, vgg",
+        "resnet20, shallow_cnn, vgg",
     ):
         models.build("resnet", in_shape=(1, 8, 8), classes=10)
     with pytest.raises(TypeError, match="width"):

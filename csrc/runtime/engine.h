@@ -1,0 +1,78 @@
+// The engine: a model file loaded, planned for one batch size and one number of threads, and run.
+//
+//   const auto network = pykd::runtime::load("student.pykd.safetensors");
+//   pykd::runtime::Plan plan(network, {.batch = 1});
+//   plan.run(image, answer);
+//
+// A plan owns all memory it needs: run() allocates nothing, throws nothing and takes no lock that another plan holds.
+// Any number of plans of one network, one for each thread, may run at the same time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/model_file.h"
+
+namespace pykd::runtime {
+
+// A loaded file: it never changes. The forms in which plans hold its weights are shared among them.
+class Network;
+std::shared_ptr<const Network> load(const char* path);                         // throws FormatError
+std::shared_ptr<const Network> load(const unsigned char* bytes, size_t size);  // throws FormatError
+std::shared_ptr<const Network> load(Model model);                              // as the reader gives it, checked
+const Model& model(const Network& network);
+const std::vector<int64_t>& output_shape(const Network& network);  // of one row
+
+constexpr int64_t kMostRows = 65'536;
+constexpr int kMostThreads = 256;
+
+struct PlanOptions {
+  int64_t batch = 1;    // rows a run takes, 1 to kMostRows
+  int threads = 1;      // 1 to kMostThreads; 1 starts none
+  bool measure = true;  // times each layer's forms on this machine; otherwise a model of their costs decides
+  std::string cache{};  // the file that remembers what was measured; empty: none
+  int64_t lanes = 0;    // images side by side: 1 or a multiple of 16 up to 64; 0: the planner decides
+};
+
+// What a plan took for a layer.
+struct Choice {
+  int op;            // the step in Model::ops
+  std::string form;  // "pairs" (unstructured), "sparse 16x16", "dense": how the weight lies
+  double us;         // microseconds of the layer for the whole batch, measured, or estimated where nothing was
+};
+
+// For one batch size, used by one thread at a time.
+//
+// Its answers differ from exact arithmetic by float32 rounding of the sums' lengths; where an input is not finite, a
+// weight's zero times it is 0 or NaN, as the form has it. What the planner takes changes
+// them within that alone; without measuring, or from the same cache, the same file, options and processor always give
+// the same bits.
+class Plan {
+ public:
+  // Throws std::invalid_argument where an option is out of range or the memory needed would exceed 2^40 bytes, and
+  // std::bad_alloc. Measuring takes from some milliseconds to a few seconds; the cache is read and, after measuring,
+  // replaced as a whole; what cannot be read or written there is as if it were not there.
+  Plan(std::shared_ptr<const Network> network, const PlanOptions& options);
+  ~Plan();
+  Plan(Plan&&) noexcept;
+  Plan& operator=(Plan&&) noexcept;
+
+  // [batch, *input_shape] to [batch, *output shape], row-major, without holes; they may not overlap.
+  void run(const float* input, float* output) noexcept;
+  // Pixels of 0 to 255 as the file's mean and std say; only where the file has them.
+  void run(const uint8_t* pixels, float* output) noexcept;
+
+  std::vector<Choice> choices() const;
+  int64_t workspace_bytes() const;  // what runs write to
+  int64_t weight_bytes() const;     // the layers' weights in the forms taken; plans of one network share them
+  int64_t lanes() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace pykd::runtime

@@ -1,0 +1,323 @@
+#include "runtime/planner.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "core/cpu_isa.h"
+#include "runtime/json.h"
+#include "runtime/pykd.h"
+#include "runtime/sha256.h"
+
+namespace pykd::runtime {
+namespace {
+
+constexpr double kHopeless = 2.5;       // what is estimated to take so many times the best is not measured
+constexpr double kWorthSharing = 2e-5;  // seconds of a step; waking a thread takes some microseconds
+constexpr double kSample = 1e-4;        // seconds that are timed at a time
+constexpr double kEnough = 0.03;        // seconds for which one way is timed at most, but for its last repeat
+constexpr int kSamples = 5;
+constexpr double kMovedFloat = 3e-10;  // seconds to bring a value of the input or output into lanes or back
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+std::vector<int64_t> lanes_of(const PlanOptions& options) {
+  if (options.lanes) return {options.lanes};
+  std::vector<int64_t> lanes{1};
+  for (int64_t each = 16; each <= 64 && options.batch > 1; each += 16) {
+    const int64_t padded = ceil_div(options.batch, each) * each;
+    if (each == 16 || padded * 4 <= options.batch * 5) lanes.push_back(each);
+  }
+  return lanes;
+}
+
+struct Candidate {
+  Program program;
+  double seconds;               // of the whole batch
+  std::vector<double> steps{};  // seconds of each for one call
+};
+
+// How often a thread calls the program for a batch.
+double calls(const Program& program, const PlanOptions& options) {
+  const int64_t all = ceil_div(options.batch, program.rows());
+  return static_cast<double>(program.apart() ? ceil_div(all, options.threads) : all);
+}
+
+// The forms by the estimate, the best first.
+std::vector<std::pair<double, Form>> forms_of(const Network& network, const Step& step) {
+  std::vector<std::pair<double, Form>> forms;
+  for (const FormCount& each : network.forms(step.op)) forms.push_back({seconds(each, step.cost), each.form});
+  std::ranges::stable_sort(forms, {}, &std::pair<double, Form>::first);
+  return forms;
+}
+
+// Takes what is estimated to be best.
+Candidate estimated(const std::shared_ptr<const Network>& network, int64_t lanes, const PlanOptions& options) {
+  Candidate c{Program(network, lanes, options.batch, options.threads), 0};
+  Program& program = c.program;
+  const bool may_share = options.threads > 1 && !program.apart();
+  for (size_t i = 0; i < program.steps().size(); ++i) {
+    Step& step = program.steps()[i];
+    double cost = 0;
+    if (step.is_layer()) {
+      const auto [least, form] = forms_of(*network, step).front();
+      program.take(i, form);
+      cost = least;
+      step.shared = may_share && cost > kWorthSharing;
+    }
+    c.steps.push_back(step.shared ? cost / options.threads : cost);
+    c.seconds += c.steps.back();
+  }
+  if (lanes > 1) {
+    int64_t moved = 0;
+    for (const auto& shape : {network->model().input_shape, output_shape(*network)}) {
+      int64_t features = 1;
+      for (const int64_t side : shape) features *= side;
+      moved += features;
+    }
+    c.seconds += static_cast<double>(moved * program.rows()) * kMovedFloat;
+  }
+  c.seconds *= calls(program, options);
+  return c;
+}
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// Of several ways to do one thing, in turns, so that what else the machine does hits all of them: the least seconds.
+template <typename Way>
+std::vector<double> race(size_t ways, const Way& way) {
+  std::vector<double> least(ways, 0);
+  std::vector<int> repeats(ways, 1);
+  const double start = now();
+  for (size_t i = 0; i < ways; ++i) {
+    way(i, 1);  // into the caches
+    const double begin = now();
+    way(i, 1);
+    least[i] = now() - begin;
+    repeats[i] = static_cast<int>(std::clamp(kSample / std::max(least[i], 1e-8), 1.0, 1000.0));
+  }
+  for (int sample = 0; sample < kSamples && now() - start < kEnough * static_cast<double>(ways); ++sample)
+    for (size_t i = 0; i < ways; ++i) {
+      const double begin = now();
+      way(i, repeats[i]);
+      least[i] = std::min(least[i], (now() - begin) / repeats[i]);
+    }
+  return least;
+}
+
+std::vector<float> random_input(int64_t count) {
+  std::vector<float> input(static_cast<size_t>(count));
+  uint32_t word = 1;
+  for (float& value : input) {
+    word = word * 1664525 + 1013904223;
+    value = static_cast<float>(word >> 8) * 0x1p-23f - 1;
+  }
+  return input;
+}
+
+// Takes what is measured to be best, step by step where it stands.
+void measure(Candidate& c, const Network& network, const PlanOptions& options, ThreadPool* pool) {
+  Program& program = c.program;
+  const auto features = [](const std::vector<int64_t>& shape) {
+    int64_t all = 1;
+    for (const int64_t side : shape) all *= side;
+    return all;
+  };
+  const std::vector<float> input = random_input(program.rows() * features(network.model().input_shape));
+  std::vector<float> output(static_cast<size_t>(program.rows() * features(output_shape(network))));
+  const int64_t rows = program.rows();
+  ThreadPool* const sharing = program.apart() ? nullptr : pool;
+  program.run(input.data(), output.data(), rows, sharing);  // values of the size they have, in all steps
+  c.seconds = 0;
+  const auto time = [&](const Step& step, int repeats) {
+    for (int i = 0; i < repeats; ++i) program.run(step, rows, sharing);
+  };
+  for (size_t i = 0; i < program.steps().size(); ++i) {
+    Step& step = program.steps()[i];
+    if (step.is_layer()) {
+      auto forms = forms_of(network, step);
+      std::erase_if(forms, [best = forms.front().first](const auto& form) { return form.first > kHopeless * best; });
+      std::vector<std::shared_ptr<const Packed>> kept;
+      for (const auto& form : forms) kept.push_back(network.packed(step.op, form.second));
+      const auto least = race(forms.size(), [&](size_t form, int repeats) {
+        program.take(i, forms[form].second);
+        time(step, repeats);
+      });
+      const auto best = std::ranges::min_element(least) - least.begin();
+      program.take(i, forms[static_cast<size_t>(best)].second);
+    }
+    const auto least = race(sharing ? 2 : 1, [&](size_t shared, int repeats) {
+      step.shared = shared;
+      time(step, repeats);
+    });
+    const auto best = std::ranges::min_element(least);
+    step.shared = best != least.begin();
+    c.steps[i] = *best;
+    c.seconds += *best;
+  }
+  c.seconds *= calls(program, options);
+}
+
+// ---- what was measured before --------------------------------------------------------------------------------------
+
+constexpr std::string_view kHead = R"({"pykd plans":1})";
+constexpr std::uintmax_t kLargestCache = 4 << 20;  // bytes
+constexpr size_t kMostPlans = 1000, kLongestPlan = 1 << 16;
+
+std::string processor() {
+  std::ifstream file("/proc/cpuinfo");
+  std::string text;
+  for (std::string line; std::getline(file, line) && !line.empty();)  // of the first one
+    if (line.starts_with("model name") || line.starts_with("CPU implementer") || line.starts_with("CPU part"))
+      text += line + '\n';
+  return text;
+}
+
+std::string key_of(const Network& network, const PlanOptions& options) {
+  std::ostringstream text;
+  text << PYKD_VERSION << '\n' << processor() << cpu_isa_name();
+  for (const int64_t number : {options.batch, int64_t{options.threads}, options.lanes}) text << ' ' << number;
+  text << ' ' << network.fingerprint();
+  const std::string whole = text.str();
+  return sha256(whole.data(), whole.size());
+}
+
+// The file's lines after its first one; nothing where it is none of ours.
+std::optional<std::vector<std::string>> read_lines(const std::string& path) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  if (status.type() == std::filesystem::file_type::not_found) return std::vector<std::string>();
+  if (!std::filesystem::is_regular_file(status) || std::filesystem::file_size(path, error) > kLargestCache || error)
+    return std::nullopt;
+  std::ifstream file(path);
+  std::string line;
+  if (!std::getline(file, line)) return std::vector<std::string>();
+  if (line != kHead) return std::nullopt;
+  std::vector<std::string> lines;
+  while (std::getline(file, line)) lines.push_back(line);
+  return lines;
+}
+
+std::string line_of(const std::string& key) { return R"({"key":")" + key + '"'; }
+
+std::optional<Candidate> recall(const std::shared_ptr<const Network>& network, const PlanOptions& options,
+                                const std::string& key) {
+  const auto lines = read_lines(options.cache);
+  if (!lines) return std::nullopt;
+  const auto line =
+      std::ranges::find_if(*lines, [&](const std::string& each) { return each.starts_with(line_of(key)); });
+  if (line == lines->end()) return std::nullopt;
+  try {
+    const Document document(*line, "plan");
+    Json lanes = document.root(), steps = document.root();
+    if (!document.root().find("lanes", lanes) || !document.root().find("steps", steps) || !lanes.is_whole(1, 64) ||
+        !steps.is(JsonType::kList) || std::ranges::count(lanes_of(options), lanes.whole()) == 0)
+      return std::nullopt;
+    Candidate c{Program(network, lanes.whole(), options.batch, options.threads), 0};
+    if (steps.size() != c.program.steps().size()) return std::nullopt;
+    size_t i = 0;
+    for (const Json each : steps) {
+      Step& step = c.program.steps()[i];
+      if (!each.is(JsonType::kList) || each.size() != 4) return std::nullopt;
+      auto at = each.begin();
+      const Json rows = *at, columns = *++at, shared = *++at, us = *++at;
+      if (!rows.is_whole(0, INT64_MAX) || !columns.is_whole(0, INT64_MAX) || !shared.is_whole(0, 1) || !us.is_number())
+        return std::nullopt;
+      if (step.is_layer()) {
+        const Form form{rows.whole(), columns.whole()};
+        const auto& forms = network->forms(step.op);
+        if (std::ranges::none_of(forms, [&](const FormCount& known) { return known.form == form; }))
+          return std::nullopt;
+        c.program.take(i, form);
+      }
+      step.shared = options.threads > 1 && !c.program.apart() && shared.whole();
+      c.steps.push_back(us.number() * 1e-6);
+      ++i;
+    }
+    return c;
+  } catch (const FormatError&) {  // no JSON
+    return std::nullopt;
+  } catch (const std::invalid_argument&) {  // more lanes than fit
+    return std::nullopt;
+  }
+}
+
+void remember(const std::string& path, const std::string& key, Candidate& c) {
+  auto lines = read_lines(path);
+  if (!lines) return;
+  std::ostringstream line;
+  line << line_of(key) << R"(,"lanes":)" << c.program.lanes() << R"(,"steps":[)";
+  for (size_t i = 0; i < c.program.steps().size(); ++i) {
+    const Step& step = c.program.steps()[i];
+    const Form form = step.is_layer() ? c.program.form(i) : Form{0, 0};
+    line << (i ? ",[" : "[") << form.rows << ',' << form.columns << ',' << step.shared << ',' << c.steps[i] * 1e6
+         << ']';
+  }
+  line << "]}";
+  if (line.view().size() > kLongestPlan) return;
+  std::erase_if(*lines, [&](const std::string& each) {
+    return !each.starts_with(R"({"key":")") || each.starts_with(line_of(key));
+  });
+  lines->push_back(line.str());
+  if (lines->size() > kMostPlans) lines->erase(lines->begin(), lines->end() - kMostPlans);
+
+  static std::atomic<int> writers{0};
+  const std::string draft = path + '.' + std::to_string(getpid()) + '.' + std::to_string(++writers);
+  std::error_code error;
+  if (const auto folder = std::filesystem::path(path).parent_path(); !folder.empty())
+    std::filesystem::create_directories(folder, error);
+  std::ofstream file(draft);
+  file << kHead << '\n';
+  for (const std::string& each : *lines) file << each << '\n';
+  file.close();
+  if (file) std::filesystem::rename(draft, path, error);
+  if (!file || error) std::filesystem::remove(draft, error);
+}
+
+Planned finished(Candidate c, const PlanOptions& options) {
+  Planned planned{std::move(c.program), {}};
+  const double times = calls(planned.program, options);
+  for (size_t i = 0; i < planned.program.steps().size(); ++i)
+    if (const Step& step = planned.program.steps()[i]; step.is_layer())
+      planned.choices.push_back({step.op, name(planned.program.form(i)), c.steps[i] * times * 1e6});
+  return planned;
+}
+
+}  // namespace
+
+Planned make_plan(const std::shared_ptr<const Network>& network, const PlanOptions& options, ThreadPool* pool) {
+  const bool remembers = options.measure && !options.cache.empty();
+  const std::string key = remembers ? key_of(*network, options) : "";
+  if (remembers)
+    if (auto known = recall(network, options, key)) return finished(std::move(*known), options);
+  std::vector<Candidate> candidates;
+  for (const int64_t lanes : lanes_of(options)) {
+    try {
+      candidates.push_back(estimated(network, lanes, options));
+    } catch (const std::invalid_argument&) {
+      if (candidates.empty()) throw;  // fewer lanes fit
+    }
+  }
+  std::ranges::stable_sort(candidates, {}, &Candidate::seconds);
+  if (options.measure) {
+    std::erase_if(candidates,
+                  [best = candidates.front().seconds](const Candidate& c) { return c.seconds > kHopeless * best; });
+    for (Candidate& c : candidates) measure(c, *network, options, pool);
+    std::ranges::stable_sort(candidates, {}, &Candidate::seconds);
+    if (remembers) remember(options.cache, key, candidates.front());
+  }
+  return finished(std::move(candidates.front()), options);
+}
+
+}  // namespace pykd::runtime

@@ -1,0 +1,230 @@
+"""A model file answered by pykd's engine: numpy arrays in and out. Needs numpy alone."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pykd.errors import PykdError
+
+LARGEST_BATCH = 256  # rows that go through at a time
+KEPT_BATCHES = 4  # sizes whose plans are kept
+MOST_THREADS = 256
+
+
+class Choice(NamedTuple):
+    """What the planner took for a layer.
+
+    Attributes:
+        step: of the file's graph, counted from 1.
+        op: linear or conv2d.
+        form: how the weight lies in memory: pairs (single entries), sparse 16x16 (or other blocks), dense.
+        us: microseconds of the layer for the whole batch, measured, or estimated where nothing was.
+    """
+
+    step: int
+    op: str
+    form: str
+    us: float
+
+
+class Memory(NamedTuple):
+    """Bytes that a batch size needs.
+
+    Attributes:
+        weights: in the forms that the planner took; all batch sizes share them.
+        workspace: that runs write to.
+    """
+
+    weights: int
+    workspace: int
+
+
+class Model:
+    """The network of a model file on the CPU, by the engine: no torch, no framework.
+
+    It may be called by several threads at the same time. What it takes for each layer is measured the first time a
+    batch size comes, and remembered in ``$XDG_CACHE_HOME/pykd/plans.json`` (``~/.cache`` by default; not at all where
+    the environment variable ``PYKD_CACHE`` is ``off``).
+
+    Args:
+        path: of a ``*.pykd.safetensors``; anyone may have written it.
+        threads: that a call works with; by default as many as this process has processors. Small layers take one.
+        measure: time each layer's forms on this machine; otherwise a model of their costs decides, and the same file
+            gives the same bits on every processor of a kind.
+
+    Attributes:
+        threads: the same.
+
+    Raises:
+        PykdError: the file cannot be read, or breaks a rule of the format; ``threads`` is not in 1 to 256.
+        ImportError: the engine is not compiled here.
+
+    Cost: reading checks the whole file. A call on a new batch size plans it, which takes from some milliseconds to a
+    few seconds; any other call takes about a microsecond beside the network itself.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pykd.deploy import Model, export
+        >>> layer = torch.nn.Linear(4, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = export(layer, f"{folder}/layer.pykd.safetensors", torch.zeros(1, 4))
+        ...     model = Model(f"{folder}/layer.pykd.safetensors", threads=1)
+        >>> answers = model(np.ones((3, 4), np.float32))
+        >>> bool(np.allclose(answers, layer(torch.ones(3, 4)).detach(), atol=1e-6))
+        True
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None, measure: bool = True) -> None:
+        try:
+            from pykd import _runtime
+        except ImportError as error:
+            raise ImportError(
+                f"pykd's engine is not compiled here ({error}): run `pip install .` in pykd's source folder, "
+                "with PYKD_TORCH=off for the engine alone"
+            ) from error
+        self.threads = min(len(os.sched_getaffinity(0)), MOST_THREADS) if threads is None else threads
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise PykdError(f"threads should be 1 to {MOST_THREADS}, got {threads}")
+        self._settings: dict[str, Any] = {"threads": self.threads, "measure": measure, "cache": _cache()}
+        self._runtime = _runtime
+        self._lock = threading.Lock()
+        self._planning = threading.Lock()  # two that measure at once would disturb, and not remember, each other
+        self._idle: OrderedDict[int, list[_runtime.Plan]] = OrderedDict()  # by batch size, the one last used at the end
+        try:
+            self._network = _runtime.Network(os.fsencode(path))
+        except ValueError as error:
+            raise PykdError(str(error)) from None
+
+    def __call__(self, array: ArrayLike) -> NDArray[np.float32]:
+        """The answers to a batch.
+
+        Args:
+            array: ``[rows, *input_shape]``: floats as the network takes them, or pixels as uint8, which are read as
+                ``(pixel / 255 - mean) / std`` where the file has both. Rows go through 256 at a time.
+
+        Returns:
+            ``[rows, *output_shape]``, float32. A row's last bits may depend on how many rows are beside it, and where
+            nothing remembers what was measured also on the time.
+
+        Raises:
+            PykdError: another shape or dtype.
+        """
+        rows = np.asarray(array)
+        if rows.ndim == 0 or rows.shape[1:] != self.input_shape:
+            sides = ", ".join(map(str, self.input_shape))
+            raise PykdError(f"the file's network takes [rows, {sides}], got {list(rows.shape)}")
+        if rows.dtype == np.uint8 and not self.takes_pixels:
+            raise PykdError("the file does not say how pixels are normalised: give float32")
+        if rows.dtype != np.uint8:
+            if rows.dtype.kind != "f":
+                raise PykdError(f"the network takes floats, or pixels as uint8, got {rows.dtype}")
+            rows = np.asarray(rows, np.float32)
+        rows = np.require(rows, requirements=["C", "A"])
+        parts = [self._part(rows[at : at + LARGEST_BATCH]) for at in range(0, len(rows), LARGEST_BATCH)]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([np.empty((0, *self.output_shape), np.float32), *parts])
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one row, without the batch."""
+        return self._network.input_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of one row's answer."""
+        return self._network.output_shape
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether the file says how pixels are normalised."""
+        return self._network.takes_pixels
+
+    @property
+    def ends_in_softmax(self) -> bool:
+        """Whether answers are probabilities already."""
+        return self._network.ends_in_softmax
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the answers, or none."""
+        return self._network.classes
+
+    @property
+    def licence(self) -> str:
+        """One line."""
+        return self._network.licence
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where the network comes from; numbers as their digits."""
+        return self._network.provenance
+
+    @property
+    def file_bytes(self) -> int:
+        """The file's size."""
+        return self._network.file_bytes
+
+    def choices(self, batch: int = 1) -> list[Choice]:
+        """What the planner took for each layer with a weight, at a batch size."""
+        plan = self._take(batch)
+        self._give_back(batch, plan)
+        return [Choice(*choice) for choice in plan.choices()]
+
+    def memory(self, batch: int = 1) -> Memory:
+        """What a batch size needs."""
+        plan = self._take(batch)
+        self._give_back(batch, plan)
+        return Memory(plan.weight_bytes, plan.workspace_bytes)
+
+    def latencies(self, batch: int = 1, seconds: float = 1.0) -> NDArray[np.float64]:
+        """Microseconds of runs on zeros, ascending: as many as fit into ``seconds``, but 20 to 200,000."""
+        plan = self._take(batch)
+        try:
+            return np.array(plan.latencies(seconds))
+        finally:
+            self._give_back(batch, plan)
+
+    def _part(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        plan = self._take(len(rows))
+        try:
+            return plan.run(rows)
+        finally:
+            self._give_back(len(rows), plan)
+
+    def _take(self, batch: int) -> Any:
+        """A plan that nobody else uses."""
+        with self._lock:
+            if idle := self._idle.get(batch):
+                return idle.pop()
+        try:
+            with self._planning:
+                return self._runtime.Plan(self._network, batch, **self._settings)
+        except ValueError as error:
+            raise PykdError(str(error)) from None
+
+    def _give_back(self, batch: int, plan: Any) -> None:
+        with self._lock:
+            self._idle.setdefault(batch, []).append(plan)
+            self._idle.move_to_end(batch)
+            if len(self._idle) > KEPT_BATCHES:
+                self._idle.popitem(last=False)
+
+
+def _cache() -> bytes:
+    """The file that remembers what was measured; empty where there is none."""
+    if os.environ.get("PYKD_CACHE") == "off":
+        return b""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pykd"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return b""
+    return os.fsencode(folder / "plans.json")

@@ -1,0 +1,96 @@
+"""`PYKD_TORCH=off pip install .`: the engine alone, built and run where torch cannot be imported."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pykd
+from pykd.deploy import export, load
+from pykd.testing import assert_matches
+
+ROOT = Path(__file__).parents[1]
+SYSTEM = {"libc.so", "libm.so", "libstdc++.so", "libgcc_s.so", "libpthread.so", "linux-vdso.so", "ld-linux-x86-64.so"}
+SYSTEM |= {"ld-linux-aarch64.so"}
+PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+ANSWER = """
+import sys
+import numpy as np
+import pykd.deploy
+assert pykd.__file__.startswith(sys.argv[1]), pykd.__file__
+np.save(sys.argv[4], pykd.deploy.Model(sys.argv[2])(np.load(sys.argv[3])))
+assert not {"torch", "safetensors"} & sys.modules.keys()
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with pykd in it, and with a torch and a safetensors that cannot be imported; the environment for it."""
+    folder = tmp_path_factory.mktemp("installed")
+    for package in ("torch", "safetensors"):
+        (folder / f"{package}.py").write_text("raise ImportError('left out')\n")
+    environment = {**os.environ, "PYKD_TORCH": "off", "PYTHONPATH": str(folder), "PYKD_CACHE": "off"}
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-build-isolation", "--no-deps"]
+    subprocess.run([*pip, "--target", folder, ROOT], env=environment, check=True)
+    return folder, environment
+
+
+def test_it_answers(installed, tmp_path):
+    folder, environment = installed
+    network = pykd.models.build("lenet5", in_shape=(1, 28, 28), classes=10).eval()
+    file, rows, answers = tmp_path / "a.pykd.safetensors", tmp_path / "rows.npy", tmp_path / "answers.npy"
+    export(network, file, torch.zeros(1, 1, 28, 28))
+    np.save(rows, np.random.default_rng(0).normal(size=(3, 1, 28, 28)).astype(np.float32))
+    arguments = [sys.executable, "-c", ANSWER, folder, file, rows, answers]
+    subprocess.run(arguments, cwd=tmp_path, env=environment, check=True)
+    with torch.no_grad():
+        expected = load(file)(torch.from_numpy(np.load(rows)))
+    assert_matches(
+        torch.from_numpy(np.load(answers)), expected, length=1024, magnitude=10 * float(expected.abs().max())
+    )
+
+
+def test_it_holds_the_engine_alone(installed):
+    folder, _ = installed
+    assert {path.name.partition(".")[0] for path in (folder / "pykd").glob("*.so")} == {"_runtime"}
+    assert not (folder / "pykd" / "_build_info.json").exists()
+    metadata = next(folder.glob("pykd-*.dist-info/METADATA")).read_text()
+    assert [line for line in metadata.splitlines() if line.startswith("Requires-") and "extra" not in line] == [
+        "Requires-Python: >=3.10",
+        "Requires-Dist: numpy",
+    ]
+
+
+def libraries(file: Path) -> set[str]:
+    """The names, without versions, of what the loader gives a file."""
+    ldd = subprocess.run(["ldd", file], check=True, capture_output=True, text=True).stdout
+    return {Path(line.split()[0]).name.partition(".so")[0] + ".so" for line in ldd.splitlines()}
+
+
+def test_links_to_the_system_alone(installed):
+    folder, _ = installed
+    cmake = shutil.which("cmake", path=PATH)
+    build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch-off"
+    subprocess.run([cmake, "--build", build, "--target", "pykd", "pykd-run"], check=True, capture_output=True)
+    made = [build / "libpykd.so", build / "pykd-run", *(folder / "pykd").glob("_runtime*.so")]
+    assert {file.name: libraries(file) - SYSTEM for file in made} == {file.name: set() for file in made}
+    exported = subprocess.run(
+        ["nm", "-D", "--defined-only", made[0]], check=True, capture_output=True, text=True
+    ).stdout
+    names = {line.split()[-1].partition("@")[0] for line in exported.splitlines()}
+    assert "pykd_plan_run" in names
+    assert all(name.startswith("pykd_") for name in names)
+
+
+def test_a_wrong_choice_is_told():
+    environment = {**os.environ, "PYKD_TORCH": "perhaps"}
+    setup = [sys.executable, ROOT / "setup.py", "--name"]
+    told = subprocess.run(setup, env=environment, capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert told.stderr == "pykd: PYKD_TORCH must be on or off, got 'perhaps'.\n"
