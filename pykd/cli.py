@@ -1,4 +1,4 @@
-"""The command line: ``pykd distill | evaluate | export | compare | reproduce | recipes | doctor``.
+"""The command line: ``pykd distill | evaluate | export | run | bench | compare | reproduce | recipes | doctor``.
 
 Torch and the pipelines are imported inside the commands that need them, so that help and mistakes are told at once.
 """
@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -26,9 +27,11 @@ import pykd
 from pykd.errors import Interrupted, PykdError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch.nn import Module
 
     from pykd.data import Splits
+    from pykd.deploy import Model
     from pykd.training import Run
 
 RUNS = Path("runs")
@@ -206,7 +209,13 @@ def _show_sizes(rows: list[dict[str, Any]], folder: Path) -> None:
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, of which the student is taken, or one of its weights.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help=f"The model file; its name ends in {MODEL_FILE}.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help=f"The file; its name ends in {MODEL_FILE}, or in .onnx.")
+    ],
+    format: Annotated[
+        Literal["pykd", "onnx"],
+        typer.Option(help="pykd's model file, or a dense float32 ONNX graph for other engines."),
+    ] = "pykd",
     values: Annotated[
         Literal["float32", "float16", "bfloat16", "int8"],
         typer.Option(help="How weights are stored; int8 with a scale for every output."),
@@ -219,8 +228,9 @@ def export(
     assignments: Assignments = None,
 ) -> None:
     """Write a network as one small file, and check its answers on the held-out rows."""
-    if not output.name.endswith(MODEL_FILE):
-        raise ConfigError(f"-o {output}: the name of a model file ends in {MODEL_FILE}")
+    what, ending = {"pykd": ("a model file", MODEL_FILE), "onnx": ("an ONNX file", ".onnx")}[format]
+    if not output.name.endswith(ending):
+        raise ConfigError(f"-o {output}: the name of {what} ends in {ending}")
     sides = re.fullmatch(r"([1-9]\d{0,6})x([1-9]\d{0,6})", block or "1x1")
     if not sides:
         raise ConfigError(f"--block {block}: write rows and columns, e.g. 4x4")
@@ -243,7 +253,15 @@ def export(
     shape = (int(sides[1]), int(sides[2]))
     model = described(network, example, values=values, block=shape, licence=licence, **about)
     content = to_bytes(model)
-    found = agreement(network, FileNetwork(from_bytes(content)), splits.holdout)
+    model = from_bytes(content)  # with the values that are stored
+    stored: Module = FileNetwork(model)
+    if format == "onnx":
+        from pykd.deploy import onnx
+        from pykd.deploy.onnx_network import OnnxNetwork
+
+        content = onnx.to_bytes(model)
+        stored = OnnxNetwork(content)
+    found = agreement(network, stored, splits.holdout)
     write_atomically(output, content, then="export again")
     line = f"{output}: {len(content):,} bytes"
     if (teacher := _weights_file(folder, "teacher")).exists():
@@ -255,6 +273,164 @@ def export(
         f"{found['largest']:.3g}); accuracy {found['accuracies'][1]:.2%}, the network's {found['accuracies'][0]:.2%}",
         err=True,
     )
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="A model file.")],
+    input: Annotated[
+        Path | None, typer.Option(help="An image, or an .npy of float32 or uint8 (pixels): a row or a batch.")
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Take so many rows of the test data instead, and show their labels.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the answers as they are, float32, to an .npy file instead.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Name so many of each row's likeliest classes.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="That work; all processors by default.")] = None,
+    resize: Annotated[bool, typer.Option("--resize", help="Bring an image to the network's size.")] = False,
+    assignments: Assignments = None,
+) -> None:
+    """Answer images, arrays or test data by a model file, with the engine.
+
+    Images are turned into grey or colours as the network takes them; another size is an error without --resize. The
+    test data are those that the file names, or of --set data.name=NAME.
+    """
+    if (input is None) == (rows is None):
+        raise ConfigError("give either --input or --rows")
+
+    import numpy as np
+
+    from pykd.deploy import Model
+
+    model = Model(file, threads=threads)
+    labels = None
+    if input is None:
+        from pykd import data
+
+        test = data.load(recipes.load_data(model.provenance.get("data"), assignments or []), seed=0).test
+        samples = [test[row] for row in range(min(rows or 0, len(test)))]
+        batch, labels = np.stack([image.numpy() for image, *_ in samples]), [int(label) for _, label, *_ in samples]
+    else:
+        batch = _read_rows(input, model, resize)
+    answers = model(batch)
+    if output:
+        from pykd._files import writing
+
+        with writing(output), output.open("wb") as stream:
+            np.save(stream, answers)
+        return
+    if answers.ndim != 2:
+        raise PykdError(f"{file} answers with {list(answers.shape[1:])}, not with classes: give --output FILE.npy")
+    shares = answers.astype(np.float64)
+    if not model.ends_in_softmax:
+        shares = np.exp(shares - shares.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+    names = model.classes or [str(number) for number in range(answers.shape[1])]
+    for row, share in enumerate(shares):
+        best = np.argsort(-share, kind="stable")[:top]
+        truth = "" if labels is None else f"  (it is {names[labels[row]]})"
+        typer.echo(f"{row}:" + "".join(f"  {names[each]} {share[each]:.2%}" for each in best) + truth)
+    if labels is not None:
+        right = int((answers.argmax(1) == labels).sum())
+        typer.echo(f"{right} of {len(labels)} right", err=True)
+
+
+def _read_rows(file: Path, model: "Model", resize: bool) -> "NDArray[Any]":
+    """What an image or an .npy file holds, as a batch."""
+    import numpy as np
+
+    try:
+        with file.open("rb") as stream:
+            if stream.read(6) == b"\x93NUMPY":
+                stream.seek(0)
+                array: NDArray[Any] = np.load(stream, allow_pickle=False)
+                return array[None] if array.shape == model.input_shape else array
+        from PIL import Image
+
+        with Image.open(file) as image:
+            channels, *sides = model.input_shape
+            if len(sides) != 2 or channels not in (1, 3):
+                raise PykdError(f"the network takes {list(model.input_shape)}, not images: give an .npy file")
+            pixels = image.convert("L" if channels == 1 else "RGB")
+    except (OSError, ValueError, EOFError) as error:
+        why = getattr(error, "strerror", None) or "it is neither an image nor an .npy file of numbers"
+        raise PykdError(f"cannot read {file}: {why}") from None
+    height, width = sides
+    if resize:
+        pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+    if pixels.size != (width, height):
+        raise PykdError(
+            f"{file} is {pixels.width}x{pixels.height}, the network takes {width}x{height} (width x height): "
+            "crop it, or add --resize"
+        )
+    return np.asarray(pixels).reshape(height, width, channels).transpose(2, 0, 1)[None]
+
+
+@app.command()
+def bench(
+    file: Annotated[Path, typer.Argument(help="A model file.")],
+    batch: Annotated[int, typer.Option(min=1, help="Rows of a run.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="That work.")] = 1,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the engine works.")] = "cpu",
+    seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure.")] = 2.0,
+    output: Annotated[Path | None, typer.Option("--json", help="Write what was measured to a file, too.")] = None,
+) -> None:
+    """Measure a model file on the engine: latency, throughput, memory, and what the planner took for each layer."""
+    if device == "cuda":
+        raise ConfigError("--device cuda: this build's engine works on the CPU alone")
+
+    import numpy as np
+    from rich.console import Console
+
+    from pykd._files import write_atomically
+    from pykd.deploy import Model
+
+    progress = Console(stderr=True)
+    with progress.status("planning: timing each layer's forms ..."):
+        model = Model(file, threads=threads)
+        choices, memory = model.choices(batch), model.memory(batch)
+    with progress.status(f"measuring for {seconds:g} s ..."):
+        us = model.latencies(batch, seconds)
+    low, median, p90, p99 = np.percentile(us, (0, 50, 90, 99)).tolist()
+    record = {
+        "file": file.name,
+        "batch": batch,
+        "threads": threads,
+        "device": device,
+        "runs": len(us),
+        "us": {"min": low, "median": median, "p90": p90, "p99": p99},
+        "rows_per_second": 1e6 * batch / median,
+        "bytes": {"file": model.file_bytes, **memory._asdict()},
+        "layers": [choice._asdict() for choice in choices],
+    }
+    if output:
+        write_atomically(output, (json.dumps(record, indent=2) + "\n").encode(), then="measure again")
+    layers = [[str(each.step), each.op, each.form, f"{each.us:,.2f}"] for each in choices]
+    _show_table(["step", "op", "form", "us"], layers)
+    _show_table(
+        ["latency (us)", "90 %", "99 %", "least", "rows a second", "file (bytes)", "weights", "workspace"],
+        [
+            [f"{median:,.2f}", f"{p90:,.2f}", f"{p99:,.2f}", f"{low:,.2f}", f"{record['rows_per_second']:,.0f}"]
+            + [f"{size:,}" for size in (model.file_bytes, *memory)]
+        ],
+    )
+
+
+def _show_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """On standard output; plain text when that is not a terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    table = Table(box=SIMPLE_HEAD if console.is_terminal else None, header_style="bold")
+    for title in titles:
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 @app.command()

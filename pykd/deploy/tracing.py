@@ -15,13 +15,14 @@ from torch.nn import functional as F
 
 from pykd.deploy.container import FormatError
 from pykd.deploy.graph import KINDS, Op, Shape, checked_options
-from pykd.deploy.model_file import VALUES, ModelFile, write
+from pykd.deploy.model_file import VALUES, ModelFile, from_bytes, to_bytes, write
 from pykd.deploy.network import FileNetwork
 from pykd.errors import PykdError
 from pykd.pruning.remove_dead import remove_dead
 from pykd.sparse import SparseWeight
 
 CHECKED_ROWS = 3  # a batch of an odd size shows which side of a shape is the batch
+FORMATS = ("pykd", "onnx")
 LARGEST_DIFFERENCE = 1e-3  # of the largest answer; folding batch norm moves the last bits
 
 
@@ -30,6 +31,7 @@ def export(
     path: str | Path,
     example_input: Tensor,
     *,
+    format: str = "pykd",
     values: str = "float32",
     block: tuple[int, int] | None = None,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
@@ -37,12 +39,14 @@ def export(
     provenance: Mapping[str, str | int] | None = None,
     licence: str = "not stated",
 ) -> int:
-    """Writes a network as a model file, in place of one that is there; its dead units are left out.
+    """Writes a network as a file, in place of one that is there; its dead units are left out.
 
     Args:
         model: made of ``pykd.deploy.graph.KINDS``; torch.fx must be able to trace it. It is not changed.
-        path: of the file, by custom ``*.pykd.safetensors``.
+        path: of the file, by custom ``*.pykd.safetensors`` or ``*.onnx``.
         example_input: ``[rows, ...]``, of which the first row counts.
+        format: pykd, the model file; or onnx, the same network as a dense graph in float32 (see
+            :mod:`pykd.deploy.onnx`).
         values: how weights are stored: float32; float16 or bfloat16, rounded to the nearest; or int8 with a float32
             scale for every output.
         block: (rows, columns) in which weights are stored; None for single entries.
@@ -57,6 +61,7 @@ def export(
     Raises:
         PykdError: a module or function that a model file cannot hold, by its name; a network that cannot be traced;
             weights that are not finite or do not fit ``values``; a file that cannot be written.
+        ImportError: the package onnx is missing.
 
     Cost: a few passes over the weights and three rows through the network.
 
@@ -69,7 +74,14 @@ def export(
     """
     about: dict[str, Any] = {"class_names": class_names, "provenance": provenance, "licence": licence}
     about["normalization"] = normalization
-    return write(described(model, example_input, values=values, block=block, **about), path)
+    if format not in FORMATS:
+        raise PykdError(f"format should be one of {', '.join(FORMATS)}, got {format!r}")
+    network = described(model, example_input, values=values, block=block, **about)
+    if format == "pykd":
+        return write(network, path)
+    from pykd.deploy import onnx
+
+    return onnx.write(from_bytes(to_bytes(network)), path)
 
 
 def described(
@@ -83,7 +95,7 @@ def described(
     provenance: Mapping[str, str | int] | None = None,
     licence: str = "not stated",
 ) -> ModelFile:
-    """What :func:`export` writes; the arguments are the same."""
+    """The model file that :func:`export` writes; the arguments are the same."""
     if values not in VALUES:
         raise PykdError(f"values should be one of {', '.join(VALUES)}, got {values!r}")
     shape, ops = trace(model, example_input, block)

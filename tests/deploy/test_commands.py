@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 import pykd
 from pykd.cli import app
-from pykd.deploy import load, read
+from pykd.deploy import load, onnx, read
 from pykd.training import describe
 from pykd.training.measure import agreement
 
@@ -57,6 +58,30 @@ def test_export_says_bytes_and_agreement(folder, out, values):
     difference = float(re.search(r"differ by (\S+) at most", said)[1])
     assert difference < (1e-5 if values == "float32" else 0.05)
     assert len(re.findall(r"\d+\.\d\d%", said)) == 2
+
+
+@pytest.mark.parametrize("values", ["float32", "int8"])
+def test_export_to_onnx(folder, out, values):
+    run("export", folder, "-o", out, "--values", values)
+    file = out.with_name("student.onnx")
+    said = run("export", folder, "-o", file, "--format", "onnx", "--values", values).stderr
+    assert f"{file}: {file.stat().st_size:,} bytes" in said
+    difference = float(re.search(r"differ by (\S+) at most", said)[1])
+    assert difference < (1e-5 if values == "float32" else 0.05)
+    assert file.read_bytes() == onnx.to_bytes(read(out))
+
+
+def test_export_to_onnx_without_its_packages(folder, out, monkeypatch):
+    file = out.with_name("student.onnx")
+    for module, package in (("onnx", "onnx"), ("onnx_network", "onnxruntime")):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            patch.delitem(sys.modules, f"pykd.deploy.{module}", raising=False)
+            patch.delattr(pykd.deploy, module, raising=False)
+            said = run("export", folder, "-o", file, "--format", "onnx", code=1).stderr
+        assert f"{package}: run pip install 'pykd[onnx]'\n" in said
+        assert said.count("\n") == 1
+        assert not file.exists()
 
 
 def test_export_writes_what_the_run_knows(folder, out):
@@ -133,6 +158,9 @@ def test_evaluate_asks_for_the_data_of_a_file_that_names_none(out):
     ("words", "sentence", "code"),
     [
         (["export", "RUN", "-o", "a.safetensors"], "the name of a model file ends in .pykd.safetensors", 2),
+        (["export", "RUN", "-o", "a.onnx"], "the name of a model file ends in .pykd.safetensors", 2),
+        (["export", "RUN", "-o", "OUT", "--format", "onnx"], "the name of an ONNX file ends in .onnx", 2),
+        (["export", "RUN", "-o", "/proc/nowhere.onnx", "--format", "onnx"], "cannot write /proc/nowhere.onnx", 1),
         (["export", "RUN", "-o", "OUT", "--block", "4"], "write rows and columns, e.g. 4x4", 2),
         (["export", "RUN", "-o", "OUT", "--block", "0x4"], "write rows and columns, e.g. 4x4", 2),
         (["export", "RUN/config.yaml", "-o", "OUT"], "is none of a run's weights", 2),
