@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import pykd.ops  # noqa: F401  registers torch.ops.pykd
+from pykd.sparse import SparseWeight
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -60,3 +61,13 @@ def assert_matches(actual: Tensor, expected: Tensor, *, length: int = 1, magnitu
     allowed += torch.finfo(actual.dtype).smallest_normal
     worst = (error / allowed).max().item() if error.numel() else 0.0
     assert worst <= 1, f"off by {worst:.3g} times the tolerance, {error.max().item():.3g} at most"
+
+
+def pruned(shape: tuple[int, ...], block: tuple[int, int], sparsity: float, *, seed: int) -> SparseWeight:
+    """A normal weight of which a share of the blocks is zero, at random, stored in such blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(shape, generator=generator)
+    rows, columns = shape[0], weight[0].numel()
+    grid = torch.rand(-(-rows // block[0]), -(-columns // block[1]), generator=generator) >= sparsity
+    mask = grid.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
+    return SparseWeight(weight * mask.reshape(shape), block=block)

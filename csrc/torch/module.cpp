@@ -1,6 +1,7 @@
 // The Python module: importing it registers every op; it also says how it was built.
 //
 // Eager calls come through here: torch.ops parses a schema of a dozen arguments in 3 us, pybind11 in less than one.
+#include <pybind11/numpy.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -10,6 +11,8 @@
 #include "torch/ops/distillation_loss.h"
 #include "torch/ops/logit_regression.h"
 #include "torch/ops/noisy_logits.h"
+#include "torch/ops/sparse_conv2d.h"
+#include "torch/ops/sparse_linear.h"
 #include "torch/ops/variational_kl.h"
 #include "torch/ops/variational_layer.h"
 
@@ -24,6 +27,17 @@ void define_loss(pybind11::module& m) {
   m.def(Op::kName, wrap_pybind_function_no_gil(Loss<Op>::eager));
   m.def(name("_and_grad").c_str(), wrap_pybind_function_no_gil(Loss<Op>::eager_and_grad));
   m.def(name("_and_grad_out").c_str(), wrap_pybind_function_no_gil(Loss<Op>::eager_and_grad_out));
+}
+
+// positions [stored], values [stored, block rows, block columns]
+auto sparse_pack(const pybind11::array_t<int64_t, pybind11::array::c_style>& positions,
+                 const pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>& values,
+                 int64_t rows, int64_t columns, int64_t groups, at::Device device) {
+  TORCH_CHECK_VALUE(positions.ndim() == 1 && values.ndim() == 3 && values.shape(0) == positions.shape(0),
+                    "sparse_pack: values must be [stored, block rows, block columns] for positions [stored]");
+  return pykd::glue::sparse_pack(
+      {positions.data(), values.data(), positions.shape(0), rows, columns, values.shape(1), values.shape(2), groups},
+      device);
 }
 
 }  // namespace
@@ -43,6 +57,9 @@ PYBIND11_MODULE(_C, m) {
   define_loss<pykd::glue::LogitRegressionOp>(m);
   m.def("noisy_logits", wrap_pybind_function_no_gil(pykd::glue::noisy_logits));
   m.def("noisy_logits_out", wrap_pybind_function_no_gil(pykd::glue::noisy_logits_out));
+  m.def("sparse_conv2d", wrap_pybind_function_no_gil(pykd::glue::sparse_conv2d));
+  m.def("sparse_linear", wrap_pybind_function_no_gil(pykd::glue::sparse_linear));
+  m.def("sparse_pack", torch::wrap_pybind_function(sparse_pack));
   m.def("variational_kl", wrap_pybind_function_no_gil(pykd::glue::variational_kl));
   m.def("variational_kl_and_grad", wrap_pybind_function_no_gil(pykd::glue::variational_kl_and_grad));
   m.def("variational_kl_and_grad_out", wrap_pybind_function_no_gil(pykd::glue::variational_kl_and_grad_out));

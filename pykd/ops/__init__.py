@@ -9,6 +9,8 @@ from pykd.ops.block_prox import block_prox_  # noqa: E402
 from pykd.ops.distillation_loss import distillation_loss, distillation_loss_and_grad  # noqa: E402
 from pykd.ops.logit_regression import logit_regression, logit_regression_and_grad  # noqa: E402
 from pykd.ops.noisy_logits import noisy_logits  # noqa: E402
+from pykd.ops.sparse_conv2d import sparse_conv2d  # noqa: E402
+from pykd.ops.sparse_linear import sparse_linear  # noqa: E402
 from pykd.ops.variational_kl import variational_kl, variational_kl_and_grad  # noqa: E402
 from pykd.ops.variational_layer import variational_conv2d, variational_linear  # noqa: E402
 
@@ -22,6 +24,8 @@ __all__ = [
     "logit_regression",
     "logit_regression_and_grad",
     "noisy_logits",
+    "sparse_conv2d",
+    "sparse_linear",
     "variational_conv2d",
     "variational_kl",
     "variational_kl_and_grad",

@@ -5,6 +5,8 @@ from pykd.reference.block_prox import block_prox_
 from pykd.reference.distillation_loss import distillation_loss, distillation_loss_and_grad
 from pykd.reference.logit_regression import logit_regression, logit_regression_and_grad
 from pykd.reference.noisy_logits import noisy_logits
+from pykd.reference.sparse_conv2d import sparse_conv2d
+from pykd.reference.sparse_linear import sparse_linear
 from pykd.reference.variational_kl import variational_kl, variational_kl_and_grad
 from pykd.reference.variational_layer import variational_conv2d, variational_linear
 
@@ -18,6 +20,8 @@ __all__ = [
     "logit_regression",
     "logit_regression_and_grad",
     "noisy_logits",
+    "sparse_conv2d",
+    "sparse_linear",
     "variational_conv2d",
     "variational_kl",
     "variational_kl_and_grad",

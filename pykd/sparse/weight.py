@@ -57,6 +57,7 @@ class SparseWeight:
             ``row_pointers[i + 1] - 1``.
         nnz: entries that are not zero.
         nbytes: bytes of values and indices in a model file.
+        tiles: the weight as the kernels read it, by (groups, device): made by the ops, never copied or saved.
 
     Raises:
         ValueError: another shape or dtype, no entry, a value that is not finite, block or threshold out of range.
@@ -100,7 +101,8 @@ class SparseWeight:
             values: zero where a block reaches over the edge.
 
         Raises:
-            ValueError: values that are not finite, or not zero over the edge.
+            ValueError: positions or values that fit no such weight, values that are not finite, or not zero over the
+                edge.
 
         Example:
             >>> SparseWeight.from_blocks((1, 3), (1, 2), np.array([1]), np.ones((1, 1, 1)) * [[[5.0, 0.0]]]).dense()
@@ -108,6 +110,10 @@ class SparseWeight:
         """
         weight = cls.__new__(cls)
         weight._lay_out(shape, block)
+        if values.shape != (len(positions), *weight.block):
+            raise ValueError(f"values should be {[len(positions), *weight.block]}, got {list(values.shape)}")
+        if (np.diff(positions, prepend=-1, append=math.prod(weight.grid)) < 1).any():
+            raise ValueError(f"positions should ascend from 0 on, below {math.prod(weight.grid)}")
         if not np.isfinite(values).all():
             raise ValueError("a sparse weight should be finite: it holds NaN or infinity")
         weight._hold(positions, values)
@@ -120,6 +126,7 @@ class SparseWeight:
 
     def _lay_out(self, shape: Sequence[int], block: tuple[int, int]) -> None:
         """Takes shape and block and finds the grid."""
+        self.tiles: dict[Any, Any] = {}
         if not (len(block) == 2 and all(type(side) is int and side >= 1 for side in block)):
             raise ValueError(f"block should be (rows, columns), both at least 1, got {block!r}")
         self.shape = tuple(shape)
@@ -173,6 +180,9 @@ class SparseWeight:
             if len(indices) < spare:
                 return Packed(self.values.ravel(), bits, codes, indices)
         return Packed(self.dense().ravel(), 0, 0, b"")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"tiles": {}}
 
     def __repr__(self) -> str:
         return f"SparseWeight(shape={self.shape}, block={self.block}, nnz={self.nnz}, nbytes={self.nbytes})"

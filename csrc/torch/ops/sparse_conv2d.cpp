@@ -1,0 +1,92 @@
+// sparse_conv2d on the CPU, its autograd and its registration.
+#include "torch/ops/sparse_conv2d.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+
+#include "torch/dispatch.h"
+#include "torch/planes.h"
+
+namespace pykd::glue {
+namespace {
+
+using at::Tensor;
+using Bias = std::optional<Tensor>;
+
+// Images side by side in a vector; 1: its lanes are pixels. Measured on AVX2: rows that fill no vector are better off
+// beside those of other images, where most lanes have one.
+int64_t lanes_of(const Conv2dGeometry& g, int64_t batch) {
+  const int64_t groups = (batch + 15) / 16;
+  return g.out_width() <= 8 && batch >= groups * (g.out_width() <= 2 ? 8 : 12) ? 16 : 1;
+}
+
+void run_cpu(const Tensor& input, const Tensor& packed, const PackedSparse& weight, const Conv2dGeometry& geometry,
+             const float* bias, bool relu, Tensor& output) {
+  constexpr const char* kName = SparseConv2dOp<nullptr>::kName;
+  check_buffer_is_of(kName, packed, weight);
+  const int64_t batch = input.size(0), lanes = lanes_of(geometry, batch);
+  const int64_t height = geometry.out_height(), width = geometry.out_width();
+  const PlaneLayout planes = conv2d_planes(geometry, lanes);
+  check_planes(kName, planes, input);
+  const DType dtype = dtype_of(kName, "input", input);
+  SparseConv2d args{};
+  args.weight = tiles_of(packed.const_data_ptr(), weight.panels);
+  args.group_stride = planes.group_stride();
+  args.row_stride = planes.row_stride();
+  args.lanes = lanes;
+  args.out_height = height;
+  args.out_width = width;
+  args.out_row_stride = width * lanes;
+  args.out_channel_stride = height * args.out_row_stride;
+  args.out_group_stride = weight.rows * args.out_channel_stride;
+  args.bias = bias;
+  args.activation = relu ? Activation::kRelu : Activation::kNone;
+  const PlaneLayout results{weight.rows, lanes, {height, 0, 1, 1, height}, {width, 0, 1, 1, width}};
+  const Pipeline pipeline{{input.const_data_ptr(), nullptr, batch, planes, dtype},
+                          {nullptr, output.mutable_data_ptr(), batch, results, dtype},
+                          lanes != 1 || dtype != DType::kFloat32,
+                          geometry.channels * geometry.kernel_h * geometry.kernel_w};
+  pipeline.through(
+      args.weight, tasks_of(args.weight, batch * height * width),
+      [&](int32_t* offsets) { conv2d_offsets(geometry, planes, offsets); },
+      [&](int64_t images, const float* from, float* to, int64_t tile_begin, int64_t tile_end, const int32_t* offsets) {
+        SparseConv2d part = args;
+        part.planes = from;
+        part.output = to;
+        part.offsets = offsets;
+        sparse_conv2d_cpu(part, 0, planes.groups(images), tile_begin, tile_end);
+      });
+}
+
+using Cpu = SparseConv2dOp<run_cpu>;
+
+Tensor call(PYKD_SPARSE_TENSORS, PYKD_SPARSE_CONV) {
+  static auto op = find<decltype(Cpu::forward)>(Cpu::kName);
+  return op.call(input, packed, head, bias, kernel, stride, padding, dilation, relu);
+}
+
+Tensor autograd(PYKD_SPARSE_TENSORS, PYKD_SPARSE_CONV) {
+  check_no_gradient(Cpu::kName, input, bias);
+  at::AutoDispatchBelowADInplaceOrView below;
+  return call(input, packed, head, bias, kernel, stride, padding, dilation, relu);
+}
+
+}  // namespace
+
+// ---- a call from Python, past the interpreter's parsing of schemas ----
+
+Tensor sparse_conv2d(const Tensor& input, const Tensor& packed, const Tensor& host, const Bias& bias,
+                     std::array<int64_t, 2> kernel, std::array<int64_t, 2> stride, std::array<int64_t, 2> padding,
+                     std::array<int64_t, 2> dilation, bool relu) {
+  return call(input, packed, head_of(host), bias, kernel, stride, padding, dilation, relu);
+}
+
+TORCH_LIBRARY_FRAGMENT(pykd, m) {
+  m.def(
+      "sparse_conv2d(Tensor input, Tensor packed, int[] head, Tensor? bias, int[2] kernel, int[2] stride, "
+      "int[2] padding, int[2] dilation, bool relu) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(pykd, CPU, m) { m.impl(Cpu::kName, &Cpu::forward); }
+TORCH_LIBRARY_IMPL(pykd, Meta, m) { m.impl(Cpu::kName, &SparseConv2dOp<nullptr>::forward); }
+TORCH_LIBRARY_IMPL(pykd, Autograd, m) { m.impl(Cpu::kName, &autograd); }
+
+}  // namespace pykd::glue
