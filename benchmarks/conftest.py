@@ -1,6 +1,7 @@
 """What each record of benchmarks/results says about the machine beside pytest-benchmark's own facts."""
 
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,22 @@ from pykd._extension import load
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what the benchmarks share, in any of pytest's import modes
 
+from table import PEERS
+
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     cuda = torch.cuda.is_available()
     machine_info["torch"] = torch.__version__
+    machine_info |= {package.name: package.version for package in distributions() if package.name in PEERS}
     machine_info["isa"] = load().isa()
     machine_info["cuda"] = torch.version.cuda if cuda else None
     machine_info["gpu"] = torch.cuda.get_device_name() if cuda else None
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Leaves out what no table needs: a record has thousands of measurements."""
+    for benchmark in output_json["benchmarks"]:
+        for name in ("fullname", "options", "param", "params"):
+            del benchmark[name]
+        stats = benchmark["stats"]
+        benchmark["stats"] = {name: stats[name] for name in ("min", "median", "max", "rounds", "iterations")}

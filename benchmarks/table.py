@@ -5,7 +5,8 @@
 
 A benchmark's ``extra_info`` names its table (op, device, dtype, threads), its row (case) and its column
 (implementation); ``calls`` is how many calls one round holds, where the benchmark's own iterations do not count them.
-The median over all blocks of a case counts. A ratio below 1 is a loss, and it stays in the table.
+The median over all blocks of a case counts. A ratio below 1 is a loss, and it stays in the table. Where there is a
+column `torch`, pykd is compared with it, too.
 """
 
 import argparse
@@ -16,7 +17,9 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- benchmarks: made by `make bench` -->", "<!-- end of benchmarks -->"
-FLOORS = {"copy", "empty op", "six products"}  # limits of the machine and of torch, which do less than the op
+FLOORS = {"copy", "empty op", "six products", "shrunk"}  # limits of the machine and of torch, which do less than the op
+
+PEERS = ("mkl", "onnxruntime", "openvino", "scipy")  # packages whose versions a record has
 
 
 def tables(record: dict[str, Any]) -> str:
@@ -24,7 +27,7 @@ def tables(record: dict[str, Any]) -> str:
     machine, commit = record["machine_info"], record["commit_info"]
     changes = " with changes" if commit["dirty"] else ""
     where = [machine.get("gpu") or machine["cpu"].get("brand_raw", machine["machine"])]
-    where += [f"{name} {machine[name]}" for name in ("torch", "cuda", "driver", "isa") if machine.get(name)]
+    where += [f"{name} {machine[name]}" for name in ("torch", "cuda", "driver", "isa", *PEERS) if machine.get(name)]
     where += [f"Python {machine['python_version']}", f"commit {commit['id'][:10]}{changes}", record["datetime"][:10]]
 
     blocks: dict[str, dict[str, dict[str, list[float]]]] = {}
@@ -42,16 +45,15 @@ def tables(record: dict[str, Any]) -> str:
 def table(title: str, cases: dict[str, dict[str, list[float]]]) -> str:
     """One table: a row a case, a column an implementation."""
     names = list(dict.fromkeys(name for row in cases.values() for name in row))
-    lines = [
-        f"| {title} | {' | '.join(names)} | fastest peer / pykd |",
-        "| --- |" + " ---: |" * (len(names) + 1),
-    ]
+    ratios = ["torch / pykd"] * ("torch" in names) + ["fastest peer / pykd"]
+    lines = [f"| {title} | {' | '.join(names + ratios)} |", "| --- |" + " ---: |" * len(names + ratios)]
     for case, row in cases.items():
         times = {name: median(blocks) for name, blocks in row.items()}
-        peers = [time for name, time in times.items() if not name.startswith("pykd") and name not in FLOORS]
-        ratio = f"{min(peers) / times['pykd']:.2f}" if peers and "pykd" in times else ""
+        peers = {name: time for name, time in times.items() if not name.startswith("pykd") and name not in FLOORS}
+        others = [peers.get("torch")] * (len(ratios) - 1) + [min(peers.values(), default=None)]
         cells = [f"{times[name]:.1f}" if name in times else "" for name in names]
-        lines.append(f"| {case} | {' | '.join(cells)} | {ratio} |")
+        cells += [f"{other / times['pykd']:.2f}" if other and "pykd" in times else "" for other in others]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
