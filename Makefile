@@ -42,7 +42,7 @@ sanitize: .venv/.packages ## C++ tests, the CUDA kernels under emulation: as rel
 	@echo "compiling the C++ tests ..."
 	@PATH="$(CURDIR)/$(BIN):$$PATH"; { cmake -G Ninja -S . -B build/tests -DPYKD_TESTS=ON && cmake --build build/tests; } \
 	  > build/tests.log 2>&1 || { cat build/tests.log; exit 1; }
-	$(BIN)/ctest --test-dir build/tests --output-on-failure --no-tests=error
+	$(BIN)/ctest --test-dir build/tests -j 2 --output-on-failure --no-tests=error
 
 fuzz: sanitize ## all that attacks the readers: the sanitizers, their mutants, and libFuzzer for FUZZ_SECONDS (600; clang)
 	@command -v clang++ >/dev/null || { echo "make fuzz needs clang++: run apt-get install clang"; exit 1; }

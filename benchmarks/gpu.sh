@@ -3,7 +3,8 @@
 #
 #   benchmarks/gpu.sh [facts|build|test|sanitize|bench|all]...     default: all
 #
-# The machine brings python3 with a CUDA build of torch, nvcc, cmake and ninja. Packages it lacks come as wheels.
+# The machine brings python3 with a CUDA build of torch, nvcc, cmake and ninja. Packages it lacks come as wheels,
+# nlohmann_json for the build among them.
 #   PYKD_WHEELS   folder with those wheels (.whl)
 #   PYKD_SITE     folder to install into, outside the tree (/tmp/pykd-gpu)
 #   PYKD_RESULT   the benchmark's record (benchmarks/results/gpu.json)

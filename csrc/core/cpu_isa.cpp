@@ -69,4 +69,13 @@ const char* cpu_isa_name() {
   return "baseline";
 }
 
+int vector_lanes() {
+  switch (cpu_isa()) {
+    case CpuIsa::kAvx512: return 16;
+    case CpuIsa::kAvx2: return 8;
+    case CpuIsa::kBaseline: break;
+  }
+  return 4;
+}
+
 }  // namespace pykd

@@ -13,6 +13,7 @@ enum class CpuIsa { kBaseline, kAvx2, kAvx512 };
 // it.
 CpuIsa cpu_isa();
 const char* cpu_isa_name();
+int vector_lanes();  // floats in a vector of this level: 4, 8 or 16
 
 // What it has for bfloat16: products of pairs (AVX-512-BF16, BFDOT), or of squares (AMX). Where PYKD_CPU_ISA lowers the
 // level: nothing.

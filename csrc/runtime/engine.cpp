@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "core/cpu_isa.h"
 #include "runtime/planner.h"
 
 namespace pykd::runtime {
@@ -24,8 +25,9 @@ void check(const PlanOptions& options) {
   if (options.threads < 1 || options.threads > kMostThreads)
     throw std::invalid_argument("threads should be 1 to " + std::to_string(kMostThreads) + ", got " +
                                 std::to_string(options.threads));
-  if (options.lanes < 0 || options.lanes > 64 || (options.lanes > 1 && options.lanes % 16 != 0))
-    throw std::invalid_argument("lanes should be 0, 1, 16, 32, 48 or 64, got " + std::to_string(options.lanes));
+  if (options.lanes < 0 || options.lanes > 64 || (options.lanes > 1 && options.lanes % vector_lanes() != 0))
+    throw std::invalid_argument("lanes should be 0, 1 or a multiple of " + std::to_string(vector_lanes()) +
+                                " up to 64, got " + std::to_string(options.lanes));
 }
 
 }  // namespace
@@ -53,7 +55,7 @@ struct Plan::State {
     for (int i = 1; programs[0].apart() && i < options.threads; ++i) {
       Program& made = programs.emplace_back(network, programs[0].lanes(), batch, options.threads);
       for (size_t step = 0; step < made.steps().size(); ++step)
-        if (made.steps()[step].is_layer()) made.take(step, programs[0].form(step));
+        if (made.steps()[step].is_layer()) made.take(step, programs[0].weight(step));
     }
     const Model& model = network->model();
     if (model.mean.empty()) return;

@@ -34,7 +34,7 @@ struct PlanOptions {
   int threads = 1;      // 1 to kMostThreads; 1 starts none
   bool measure = true;  // times each layer's forms on this machine; otherwise a model of their costs decides
   std::string cache{};  // the file that remembers what was measured; empty: none
-  int64_t lanes = 0;    // images side by side: 1 or a multiple of 16 up to 64; 0: the planner decides
+  int64_t lanes = 0;    // images side by side: 1 or a multiple of vector_lanes() up to 64; 0: the planner decides
 };
 
 // What a plan took for a layer.

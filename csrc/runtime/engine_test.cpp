@@ -560,7 +560,8 @@ void test_random_networks() {
     const Expected expected = expect(random, model(*network), batch);
     const std::string name =
         "seed " + std::to_string(seed) + " batch " + std::to_string(batch) + " " + described(model(*network));
-    for (const int64_t lanes : {0, 1, 16, 32, 48, 64})
+    for (const int64_t lanes : {int64_t{0}, int64_t{1}, int64_t{std::max(8, pykd::vector_lanes())}, int64_t{16},
+                                int64_t{32}, int64_t{48}, int64_t{64}})
       for (const int threads : {1, 2, 3}) {
         if (threads > 1 && (seed + static_cast<uint64_t>(lanes) / 16) % 3 != static_cast<uint64_t>(threads) % 3)
           continue;
@@ -586,7 +587,7 @@ void test_forms() {
     const auto network = load(random_model(random));
     const int64_t batch = one_of<int64_t>(random, {1, 2, 5, 16, 33});
     const Expected expected = expect(random, model(*network), batch);
-    for (const int64_t lanes : {1, 16, 48})
+    for (const int64_t lanes : {int64_t{1}, int64_t{std::max(8, pykd::vector_lanes())}, int64_t{48}})
       for (size_t which = 0; which < 6; ++which) {
         const int threads = static_cast<int>(which % 3) + 1;
         Program program(network, lanes, batch, threads);
@@ -595,7 +596,7 @@ void test_forms() {
           step.shared = true;
           if (!step.is_layer()) continue;
           const auto& forms = network->forms(step.op);
-          program.take(i, forms[which % forms.size()].form);
+          program.take(i, program.weight(i, forms[which % forms.size()].form));
         }
         ThreadPool pool(threads);
         const Shape& answer = output_shape(*network);
@@ -781,7 +782,7 @@ void test_refused_options() {
   refused({.batch = INT64_MAX}, "batch");
   refused({.threads = 0}, "threads should be 1 to 256, got 0");
   refused({.threads = 100'000}, "threads");
-  refused({.lanes = 8}, "lanes should be");
+  refused({.lanes = 7}, "lanes should be");
   refused({.lanes = 80}, "lanes should be");
 }
 

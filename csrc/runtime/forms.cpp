@@ -146,16 +146,6 @@ uint64_t fingerprint_of(const Model& model) {
   return print.hash;
 }
 
-// Lanes of a vector of the level that runs.
-int64_t vector_lanes() {
-  switch (cpu_isa()) {
-    case CpuIsa::kAvx512: return 16;
-    case CpuIsa::kAvx2: return 8;
-    case CpuIsa::kBaseline: break;
-  }
-  return 4;
-}
-
 // Nanoseconds, of one core of a Zen 4 at 3.7 GHz on AVX2, fitted to the measured times of LeNet-300-100 with 0 to 0.95
 // zeros at batches of 1 to 256.
 constexpr double kPairEntry = 0.40;     // an entry of a pair, one lane

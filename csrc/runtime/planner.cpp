@@ -35,9 +35,10 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 std::vector<int64_t> lanes_of(const PlanOptions& options) {
   if (options.lanes) return {options.lanes};
   std::vector<int64_t> lanes{1};
-  for (int64_t each = 16; each <= 64 && options.batch > 1; each += 16) {
+  const int64_t least = std::max(8, vector_lanes());
+  for (int64_t each = least; each <= 64 && options.batch > 1; each += each < 16 ? least : 16) {
     const int64_t padded = ceil_div(options.batch, each) * each;
-    if (each == 16 || padded * 4 <= options.batch * 5) lanes.push_back(each);
+    if (each == least || padded * 4 <= options.batch * 5) lanes.push_back(each);
   }
   return lanes;
 }
@@ -72,7 +73,7 @@ Candidate estimated(const std::shared_ptr<const Network>& network, int64_t lanes
     double cost = 0;
     if (step.is_layer()) {
       const auto [least, form] = forms_of(*network, step).front();
-      program.take(i, form);
+      program.take(i, program.weight(i, form));
       cost = least;
       step.shared = may_share && cost > kWorthSharing;
     }
@@ -148,14 +149,14 @@ void measure(Candidate& c, const Network& network, const PlanOptions& options, T
     if (step.is_layer()) {
       auto forms = forms_of(network, step);
       std::erase_if(forms, [best = forms.front().first](const auto& form) { return form.first > kHopeless * best; });
-      std::vector<std::shared_ptr<const Packed>> kept;
-      for (const auto& form : forms) kept.push_back(network.packed(step.op, form.second));
+      std::vector<LayerWeight> weights;
+      for (const auto& form : forms) weights.push_back(program.weight(i, form.second));
       const auto least = race(forms.size(), [&](size_t form, int repeats) {
-        program.take(i, forms[form].second);
+        program.take(i, weights[form]);
         time(step, repeats);
       });
       const auto best = std::ranges::min_element(least) - least.begin();
-      program.take(i, forms[static_cast<size_t>(best)].second);
+      program.take(i, std::move(weights[static_cast<size_t>(best)]));
     }
     const auto least = race(sharing ? 2 : 1, [&](size_t shared, int repeats) {
       step.shared = shared;
@@ -239,7 +240,7 @@ std::optional<Candidate> recall(const std::shared_ptr<const Network>& network, c
         const auto& forms = network->forms(step.op);
         if (std::ranges::none_of(forms, [&](const FormCount& known) { return known.form == form; }))
           return std::nullopt;
-        c.program.take(i, form);
+        c.program.take(i, c.program.weight(i, form));
       }
       step.shared = options.threads > 1 && !c.program.apart() && shared.whole();
       c.steps.push_back(us.number() * 1e-6);
@@ -260,7 +261,7 @@ void remember(const std::string& path, const std::string& key, Candidate& c) {
   line << line_of(key) << R"(,"lanes":)" << c.program.lanes() << R"(,"steps":[)";
   for (size_t i = 0; i < c.program.steps().size(); ++i) {
     const Step& step = c.program.steps()[i];
-    const Form form = step.is_layer() ? c.program.form(i) : Form{0, 0};
+    const Form form = step.is_layer() ? c.program.weight(i).form : Form{0, 0};
     line << (i ? ",[" : "[") << form.rows << ',' << form.columns << ',' << step.shared << ',' << c.steps[i] * 1e6
          << ']';
   }
@@ -290,7 +291,7 @@ Planned finished(Candidate c, const PlanOptions& options) {
   const double times = calls(planned.program, options);
   for (size_t i = 0; i < planned.program.steps().size(); ++i)
     if (const Step& step = planned.program.steps()[i]; step.is_layer())
-      planned.choices.push_back({step.op, name(planned.program.form(i)), c.steps[i] * times * 1e6});
+      planned.choices.push_back({step.op, name(planned.program.weight(i).form), c.steps[i] * times * 1e6});
   return planned;
 }
 

@@ -560,26 +560,45 @@ Program::Program(std::shared_ptr<const Network> network, int64_t lanes, int64_t 
   const int64_t calls = ceil_div(whole, std::max<int64_t>(1, cached / builder.group()));
   rows_ = std::min(batch, ceil_div(whole, calls) * lanes);
   builder.build(rows_);
-  forms_.resize(steps_.size());
   weights_.resize(steps_.size());
+  for (const Step& step : steps_) {
+    const auto* const conv = std::get_if<SparseConv2d>(&step.work);
+    offsets_of_.push_back(conv ? conv->offsets : nullptr);
+  }
 }
 
-void Program::take(size_t step, const Form& form) {
-  auto packed = network_->packed(steps_[step].op, form);
-  const void* const bytes = packed->bytes.get();
-  const PackedSparse& head = packed->head();
-  if (auto* const linear = std::get_if<SparseLinear>(&steps_[step].work))
-    linear->weight = tiles_of(bytes, lanes_ == 1 ? head.rowwise : head.panels);
-  else
-    std::get<SparseConv2d>(steps_[step].work).weight = tiles_of(bytes, head.panels);
-  forms_[step] = form;
-  weights_[step] = std::move(packed);
+LayerWeight Program::weight(size_t step, const Form& form) const {
+  LayerWeight weight{form, network_->packed(steps_[step].op, form)};
+  const PackedSparse& head = weight.packed->head();
+  const auto* const conv = std::get_if<SparseConv2d>(&steps_[step].work);
+  if (conv && head.panels.pairs) {
+    const SparseTiles tiles = tiles_of(&head, head.panels);
+    std::vector<int32_t> places(static_cast<size_t>(2 * tiles.runs));
+    for (size_t i = 0; i < places.size(); ++i) places[i] = offsets_of_[step][tiles.columns[i]];
+    weight.places = std::make_shared<const std::vector<int32_t>>(std::move(places));
+  }
+  return weight;
+}
+
+void Program::take(size_t step, LayerWeight weight) {
+  const PackedSparse& head = weight.packed->head();
+  if (auto* const linear = std::get_if<SparseLinear>(&steps_[step].work)) {
+    linear->weight = tiles_of(&head, lanes_ == 1 ? head.rowwise : head.panels);
+  } else {
+    auto& conv = std::get<SparseConv2d>(steps_[step].work);
+    conv.weight = tiles_of(&head, head.panels);
+    conv.offsets = weight.places ? nullptr : offsets_of_[step];
+    if (weight.places) conv.weight.columns = weight.places->data();
+  }
+  weights_[step] = std::move(weight);
 }
 
 int64_t Program::weight_bytes() const {
   int64_t bytes = 0;
-  for (const auto& weight : weights_)
-    if (weight) bytes += weight->head().bytes;
+  for (const LayerWeight& weight : weights_) {
+    if (weight.packed) bytes += weight.packed->head().bytes;
+    if (weight.places) bytes += static_cast<int64_t>(weight.places->size() * sizeof(int32_t));
+  }
   return bytes;
 }
 

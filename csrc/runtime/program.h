@@ -26,6 +26,13 @@ struct Step {
   bool is_layer() const { return work.index() < 2; }
 };
 
+// A layer's weight as a program reads it.
+struct LayerWeight {
+  Form form{};
+  std::shared_ptr<const Packed> packed{};
+  std::shared_ptr<const std::vector<int32_t>> places{};  // of a convolution's pairs, in place of their columns
+};
+
 // A batch goes through the whole network a few groups at a time, so that what lies in between stays in the caches.
 // Where there are enough groups, each thread has a program of its own and takes such parts of the batch alone;
 // otherwise the threads share the steps.
@@ -44,8 +51,9 @@ class Program {
   // For the planner.
   std::vector<Step>& steps() { return steps_; }
   void run(const Step& step, int64_t rows, ThreadPool* pool) const noexcept;
-  void take(size_t step, const Form& form);  // of the weight of a layer
-  const Form& form(size_t step) const { return forms_[step]; }
+  LayerWeight weight(size_t step, const Form& form) const;  // of a layer
+  void take(size_t step, LayerWeight weight);
+  const LayerWeight& weight(size_t step) const { return weights_[step]; }  // that is taken
 
   int64_t workspace_bytes() const { return static_cast<int64_t>(floats_ * sizeof(float)); }
   int64_t weight_bytes() const;
@@ -60,11 +68,11 @@ class Program {
   AlignedBytes memory_;
   std::vector<Step> steps_;
   std::vector<std::vector<int32_t>> offsets_;  // of convolutions
-  std::vector<Form> forms_;                    // of each step
-  std::vector<std::shared_ptr<const Packed>> weights_;
-  std::vector<void*> inputs_, outputs_;  // addresses of the pointers to the caller's memory
-  std::vector<int64_t*> batches_;        // the numbers of rows in the steps
-  int64_t batch_ = 0;                    // that they hold
+  std::vector<const int32_t*> offsets_of_;     // each step
+  std::vector<LayerWeight> weights_;           // of each step
+  std::vector<void*> inputs_, outputs_;        // addresses of the pointers to the caller's memory
+  std::vector<int64_t*> batches_;              // the numbers of rows in the steps
+  int64_t batch_ = 0;                          // that they hold
 };
 
 }  // namespace pykd::runtime

@@ -17,10 +17,11 @@ namespace pykd {
 struct SparseConv2d {
   SparseTiles weight;      // of [out, in / groups * kernel_h * kernel_w], the panels
   const float* planes;     // [groups][group_stride] and kPlaneSlack more that may be read
-  const int32_t* offsets;  // [channels * kernel_h * kernel_w], of conv2d_offsets
+  const int32_t* offsets;  // [channels * kernel_h * kernel_w], of conv2d_offsets; null (CPU alone, for pairs): the
+                           // weight's columns are such places already
   int64_t group_stride;    // floats, as all strides
   int64_t row_stride;
-  int64_t lanes;
+  int64_t lanes;  // 1, or a multiple of vector_lanes(), on CUDA of 16
   int64_t out_height;
   int64_t out_width;
   float* output;  // out [groups][out][out_height][out_width][lanes] by these strides

@@ -21,7 +21,7 @@ struct SparseLinear {
   int64_t batch;       // >= 0
   int64_t in;          // >= 1
   int64_t out;         // >= 1
-  int64_t lanes;       // 1, or a multiple of 16
+  int64_t lanes;       // 1, or a multiple of vector_lanes(), on CUDA of 16
   Activation activation;
 };
 

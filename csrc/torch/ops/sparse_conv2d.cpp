@@ -3,6 +3,7 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 
+#include "core/cpu_isa.h"
 #include "torch/dispatch.h"
 #include "torch/planes.h"
 
@@ -15,8 +16,14 @@ using Bias = std::optional<Tensor>;
 // Images side by side in a vector; 1: its lanes are pixels. Measured on AVX2: rows that fill no vector are better off
 // beside those of other images, where most lanes have one.
 int64_t lanes_of(const Conv2dGeometry& g, int64_t batch) {
-  const int64_t groups = (batch + 15) / 16;
-  return g.out_width() <= 8 && batch >= groups * (g.out_width() <= 2 ? 8 : 12) ? 16 : 1;
+  const int64_t lanes = std::max(8, vector_lanes()), groups = (batch + lanes - 1) / lanes;
+  return g.out_width() <= 16 && batch * 4 >= groups * lanes * (g.out_width() <= 2 ? 2 : 3) ? lanes : 1;
+}
+
+// How often the weight is read for each group: so often its columns' places would be looked up.
+int64_t readings(const Conv2dGeometry& g, int64_t batch) {
+  constexpr int64_t kFloats = 48;  // that are computed at a time
+  return batch * g.out_height() * g.out_width() / kFloats;
 }
 
 void run_cpu(const Tensor& input, const Tensor& packed, const PackedSparse& weight, const Conv2dGeometry& geometry,
@@ -40,19 +47,26 @@ void run_cpu(const Tensor& input, const Tensor& packed, const PackedSparse& weig
   args.out_group_stride = weight.rows * args.out_channel_stride;
   args.bias = bias;
   args.activation = relu ? Activation::kRelu : Activation::kNone;
+  const int64_t columns = geometry.channels * geometry.kernel_h * geometry.kernel_w;
+  const bool resolved = args.weight.pairs && readings(geometry, batch) >= 4;
   const PlaneLayout results{weight.rows, lanes, {height, 0, 1, 1, height}, {width, 0, 1, 1, width}};
   const Pipeline pipeline{{input.const_data_ptr(), nullptr, batch, planes, dtype},
                           {nullptr, output.mutable_data_ptr(), batch, results, dtype},
                           lanes != 1 || dtype != DType::kFloat32,
-                          geometry.channels * geometry.kernel_h * geometry.kernel_w};
+                          columns + (resolved ? 2 * args.weight.runs : 0)};
   pipeline.through(
       args.weight, tasks_of(args.weight, batch * height * width),
-      [&](int32_t* offsets) { conv2d_offsets(geometry, planes, offsets); },
+      [&](int32_t* offsets) {
+        conv2d_offsets(geometry, planes, offsets);
+        for (int64_t i = 0; resolved && i < 2 * args.weight.runs; ++i)
+          offsets[columns + i] = offsets[args.weight.columns[i]];
+      },
       [&](int64_t images, const float* from, float* to, int64_t tile_begin, int64_t tile_end, const int32_t* offsets) {
         SparseConv2d part = args;
         part.planes = from;
         part.output = to;
-        part.offsets = offsets;
+        part.offsets = resolved ? nullptr : offsets;
+        if (resolved) part.weight.columns = offsets + columns;
         sparse_conv2d_cpu(part, 0, planes.groups(images), tile_begin, tile_end);
       });
 }
