@@ -27,8 +27,8 @@ def sparse_conv2d(
         y_{bovu} = f\Big(b_o + \sum_{c,i,j:\, (o, c, i, j)\ \mathrm{stored}} w_{ocij}\,
         x_{b,\, c,\, v s + i d - p,\, u s + j d - p}\Big)
 
-    with stride :math:`s`, dilation :math:`d` and padding :math:`p` of each direction. What is not stored multiplies
-    nothing, as in :func:`sparse_linear`.
+    with stride :math:`s`, dilation :math:`d` and padding :math:`p` of each direction. Zeros are left out as in
+    :func:`sparse_linear`.
 
     Args:
         input: :math:`x`, ``[rows, in, height, width]``, float32, float16 or bfloat16, any strides.

@@ -18,9 +18,9 @@ def sparse_linear(
     .. math::
         y_{bo} = f\Big(b_o + \sum_{i:\, (o, i)\ \mathrm{stored}} w_{oi}\, x_{bi}\Big)
 
-    The sum runs over the stored entries alone. What is not stored multiplies nothing, so that infinity and NaN in
-    :math:`x_{bi}` reach only the outputs that read them, where a dense layer makes NaN of :math:`0 \cdot \infty`. A
-    zero within a stored block may be read or left out.
+    The sum runs over the stored entries. Zeros within a stored block, and in an unstructured weight those that fill a
+    row up to the length of another, may be read or left out: where they meet infinity or NaN in :math:`x_{bi}` the
+    output may be NaN. No other zero is read.
 
     Args:
         input: :math:`x`, ``[..., in]``, float32, float16 or bfloat16, any strides. Autocast leaves it as it is.
