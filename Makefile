@@ -24,12 +24,16 @@ demo: build ## distil a small student on real digits, export it, and let the eng
 
 test: check sanitize $(if $(MISSING),,aarch64) build ## everything: check, sanitize, aarch64, the Python tests and the documentation's examples
 	@$(if $(MISSING),echo "aarch64 is left out: $(CROSS)")
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-bench: build ## the operators against their peers; rewrites benchmarks/results and the README's table
+bench: build ## all against its peers; rewrites benchmarks/results, docs/benchmarks.md and the README's summary
+	@echo "installing the peers ..."
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"] \
+	  ["optional-dependencies"]["peers"], sep="\n")' | $(BIN)/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-quiet --benchmark-json=$(BENCH)
 	@rm -f $(BENCH:.json=-*.json)
-	$(BIN)/python benchmarks/table.py --write README.md
+	$(BIN)/python benchmarks/table.py --write docs/benchmarks.md
+	$(BIN)/python benchmarks/table.py --summary --write README.md
 
 check: .venv/.packages ## formatting, lint and types, in Python and C++
 	$(BIN)/ruff check --quiet .

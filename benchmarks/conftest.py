@@ -1,5 +1,6 @@
 """What each record of benchmarks/results says about the machine beside pytest-benchmark's own facts."""
 
+import os
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
@@ -11,13 +12,15 @@ from pykd._extension import load
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what the benchmarks share, in any of pytest's import modes
 
-from table import PEERS
+from table import PACKAGES
+
+os.environ["PYKD_CACHE"] = "off"  # plans are measured anew
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     cuda = torch.cuda.is_available()
     machine_info["torch"] = torch.__version__
-    machine_info |= {package.name: package.version for package in distributions() if package.name in PEERS}
+    machine_info |= {package.name: package.version for package in distributions() if package.name in PACKAGES}
     machine_info["isa"] = load().isa()
     machine_info["cuda"] = torch.version.cuda if cuda else None
     machine_info["gpu"] = torch.cuda.get_device_name() if cuda else None

@@ -96,11 +96,13 @@ def measure(
     threads: int,
     name: str,
     block: int,
+    calls: int = 1,
 ) -> None:
-    """One block of one implementation."""
+    """One block of one implementation, of whose calls each does as much as ``calls``."""
     torch.set_num_threads(threads)
-    case, calls = calls_of(make, row, threads)
-    if name not in calls:
-        calls[name] = prepare(implementations[name], case, threads, name)
-    call, rounds, iterations = calls[name]
+    case, prepared = calls_of(make, row, threads)
+    if name not in prepared:
+        prepared[name] = prepare(implementations[name], case, threads, name)
+    call, rounds, iterations = prepared[name]
+    benchmark.extra_info["calls"] = calls
     measure_case(benchmark, call, op, title, threads, name, block, rounds, iterations)

@@ -1,12 +1,14 @@
 """Markdown tables from pytest-benchmark's JSON: medians in microseconds, and how far pykd is ahead of its fastest peer.
 
     python benchmarks/table.py                          every file in benchmarks/results
-    python benchmarks/table.py results.json --write README.md
+    python benchmarks/table.py results.json --write docs/benchmarks.md
+    python benchmarks/table.py --summary --write README.md
 
 A benchmark's ``extra_info`` names its table (op, device, dtype, threads), its row (case) and its column
 (implementation); ``calls`` is how many calls one round holds, where the benchmark's own iterations do not count them.
 The median over all blocks of a case counts. A ratio below 1 is a loss, and it stays in the table. Where there is a
-column `torch`, pykd is compared with it, too.
+column `torch`, pykd is compared with it, too. The summary has the ratios alone: of each table the least, the median and
+the most of its rows.
 """
 
 import argparse
@@ -18,18 +20,24 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- benchmarks: made by `make bench` -->", "<!-- end of benchmarks -->"
 FLOORS = {"copy", "empty op", "six products", "shrunk"}  # limits of the machine and of torch, which do less than the op
+PACKAGES = ("mkl", "onnxruntime", "openvino", "scipy")  # packages whose versions a record has
 
-PEERS = ("mkl", "onnxruntime", "openvino", "scipy")  # packages whose versions a record has
+Row = dict[str, float]  # an implementation's median
+Table = dict[str, Row]  # of each case
 
 
-def tables(record: dict[str, Any]) -> str:
-    """The tables of one JSON file, under a line that says what it was measured on and with."""
+def machine_of(record: dict[str, Any]) -> str:
+    """What a record was measured on and with."""
     machine, commit = record["machine_info"], record["commit_info"]
     changes = " with changes" if commit["dirty"] else ""
     where = [machine.get("gpu") or machine["cpu"].get("brand_raw", machine["machine"])]
-    where += [f"{name} {machine[name]}" for name in ("torch", "cuda", "driver", "isa", *PEERS) if machine.get(name)]
+    where += [f"{name} {machine[name]}" for name in ("torch", "cuda", "driver", "isa", *PACKAGES) if machine.get(name)]
     where += [f"Python {machine['python_version']}", f"commit {commit['id'][:10]}{changes}", record["datetime"][:10]]
+    return ", ".join(where)
 
+
+def tables_of(record: dict[str, Any]) -> dict[str, Table]:
+    """The tables of one JSON file by their titles."""
     blocks: dict[str, dict[str, dict[str, list[float]]]] = {}
     for benchmark in record["benchmarks"]:
         info = benchmark["extra_info"]
@@ -37,23 +45,48 @@ def tables(record: dict[str, Any]) -> str:
         title = f"{info['op']}, {info['device']}, {info['dtype']}{threads}"
         times = blocks.setdefault(title, {}).setdefault(info["case"], {}).setdefault(info["implementation"], [])
         times.append(benchmark["stats"]["median"] * 1e6 / info.get("calls", 1))
-    parts = [f"Median microseconds on {', '.join(where)}."]
-    parts += [table(title, cases) for title, cases in blocks.items()]
-    return "\n\n".join(parts)
+    return {
+        title: {case: {name: median(times) for name, times in row.items()} for case, row in cases.items()}
+        for title, cases in blocks.items()
+    }
 
 
-def table(title: str, cases: dict[str, dict[str, list[float]]]) -> str:
+def ratios(row: Row) -> dict[str, float]:
+    """How many times as long as pykd torch takes, and the fastest peer."""
+    peers = {name: time for name, time in row.items() if not name.startswith("pykd") and name not in FLOORS}
+    others = {"torch / pykd": peers.get("torch"), "fastest peer / pykd": min(peers.values(), default=None)}
+    return {name: other / row["pykd"] for name, other in others.items() if other and "pykd" in row}
+
+
+def rendered(title: str, table: Table) -> str:
     """One table: a row a case, a column an implementation."""
-    names = list(dict.fromkeys(name for row in cases.values() for name in row))
-    ratios = ["torch / pykd"] * ("torch" in names) + ["fastest peer / pykd"]
-    lines = [f"| {title} | {' | '.join(names + ratios)} |", "| --- |" + " ---: |" * len(names + ratios)]
-    for case, row in cases.items():
-        times = {name: median(blocks) for name, blocks in row.items()}
-        peers = {name: time for name, time in times.items() if not name.startswith("pykd") and name not in FLOORS}
-        others = [peers.get("torch")] * (len(ratios) - 1) + [min(peers.values(), default=None)]
-        cells = [f"{times[name]:.1f}" if name in times else "" for name in names]
-        cells += [f"{other / times['pykd']:.2f}" if other and "pykd" in times else "" for other in others]
+    names = list(dict.fromkeys(name for row in table.values() for name in row))
+    compared = ["torch / pykd"] * ("torch" in names) + ["fastest peer / pykd"]
+    lines = [f"| {title} | {' | '.join(names + compared)} |", "| --- |" + " ---: |" * len(names + compared)]
+    for case, row in table.items():
+        cells = [f"{row[name]:.1f}" if name in row else "" for name in names]
+        cells += [f"{ratios(row)[name]:.2f}" if name in ratios(row) else "" for name in compared]
         lines.append(f"| {case} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tables(record: dict[str, Any]) -> str:
+    """All of a record, under a line that says where it was measured."""
+    parts = [f"Median microseconds on {machine_of(record)}."]
+    return "\n\n".join(parts + [rendered(title, table) for title, table in tables_of(record).items()])
+
+
+def summary(records: list[dict[str, Any]]) -> str:
+    """A line for each table of all records."""
+    lines = ["| | cases | torch / pykd | fastest peer / pykd |", "| --- | ---: | ---: | ---: |"]
+    for record in records:
+        for title, table in tables_of(record).items():
+            found = [ratios(row) for row in table.values()]
+            cells = []
+            for name in ("torch / pykd", "fastest peer / pykd"):
+                each = [row[name] for row in found if name in row]
+                cells.append(f"{median(each):.1f} ({min(each):.2f} to {max(each):.1f})" if each else "")
+            lines.append(f"| {title} | {len(table)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -69,12 +102,14 @@ def replaced(page: str, text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Markdown tables from pytest-benchmark's JSON")
     parser.add_argument("files", nargs="*", type=Path, help="JSON files; default: all of benchmarks/results")
+    parser.add_argument("--summary", action="store_true", help="the ratios alone, a line a table")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables between PAGE's marks")
     options = parser.parse_args()
     files = options.files or sorted(RESULTS.glob("*.json"))
     if not files:
         raise SystemExit("benchmarks/results holds no JSON file: run `make bench` first")
-    text = "\n\n".join(tables(json.loads(file.read_text())) for file in files)
+    records = [json.loads(file.read_text()) for file in files]
+    text = summary(records) if options.summary else "\n\n".join(map(tables, records))
     if options.write:
         options.write.write_text(replaced(options.write.read_text(), text))
     else:

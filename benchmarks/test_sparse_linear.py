@@ -1,14 +1,17 @@
 """sparse_linear against dense torch, dense runtimes, and the sparse products of oneMKL, torch and scipy.
 
 No bias and no activation: most peers would need a second pass for them. Peers whose name ends in "transposed" hold the
-activations the other way round and pay nothing for it; `pykd (engine's layout)` is what compares with them. `shrunk` is
-a dense layer of as many multiplications.
+activations the other way round and pay nothing for it. `pykd engine, of eight` compares with them: a layer's share of
+eight equal ones in a row, in the layout that the engine keeps between layers. `shrunk` is a dense layer of as many
+multiplications.
 
 Floor: two operations a weight that is not zero and a row, at the processor's rate for multiply-adds; at batch 1 and 8
 the stored weight read from the cache that holds it.
 """
 
 import itertools
+import tempfile
+from pathlib import Path
 
 import pytest
 from alternating import Call
@@ -16,9 +19,13 @@ from peers import linear
 from peers.linear import Linear
 from sparse_cases import Block, Implementations, measure, of_pattern, pruned, runs
 
+from pykd.deploy import Model, ModelFile
+from pykd.deploy.graph import Op
+from pykd.deploy.model_file import write
 from pykd.ops import sparse_linear
 from pykd.sparse import SparseWeight
 
+ENGINE, LAYERS = "pykd engine, of eight", 8
 UNSTRUCTURED = (1, 1)
 SHAPES = [(784, 300), (512, 512), (1024, 1024)]  # in, out
 BATCHES = [1, 8, 64, 256]
@@ -44,9 +51,22 @@ def pykd_bfloat16(case: Linear, threads: int) -> Call:
     return lambda: sparse_linear(x, weight)
 
 
+def engine(case: Linear, threads: int) -> Call:
+    """Eight layers in a row."""
+    outputs, inputs = case.weight.shape
+    if outputs != inputs:
+        pytest.skip("layers in a row need as many outputs as inputs")
+    steps = [Op("linear", (i,), weight=SparseWeight(case.weight, block=case.block)) for i in range(LAYERS)]
+    with tempfile.TemporaryDirectory() as folder:
+        write(path := Path(folder, "layers.pykd.safetensors"), ModelFile((inputs,), steps))
+        model = Model(path, threads=threads)
+    x = case.x.numpy()
+    return lambda: model(x)
+
+
 IMPLEMENTATIONS: Implementations = {
     "pykd": pykd,
-    "pykd (engine's layout), transposed": linear.engine_layout,
+    ENGINE: engine,
     "pykd bfloat16": pykd_bfloat16,
     **linear.PEERS,
 }
@@ -63,4 +83,5 @@ def names(sides: tuple[int, int], batch: int, block: Block, sparsity: float) -> 
 def test_sparse_linear(benchmark, row, threads, name, block):
     (inputs, outputs), batch, shape, sparsity = row
     title = f"{inputs} -> {outputs}, {of_pattern(shape, sparsity)}, batch {batch}"
-    measure(benchmark, make, row, IMPLEMENTATIONS, "sparse_linear", title, threads, name, block)
+    calls = LAYERS if name == ENGINE else 1
+    measure(benchmark, make, row, IMPLEMENTATIONS, "sparse_linear", title, threads, name, block, calls)

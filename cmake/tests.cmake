@@ -12,7 +12,7 @@ else()
 endif()
 set(PYKD_FLAVOUR_plain)
 # What may be uninitialised is judged by the released build: the sanitizers' own code confuses the compiler there.
-set(sanitized -O1 -g -fno-omit-frame-pointer -Wno-maybe-uninitialized)
+set(sanitized -O1 -g1 -fno-omit-frame-pointer -Wno-maybe-uninitialized)
 set(PYKD_FLAVOUR_address ${sanitized} -fsanitize=address,undefined -fno-sanitize-recover=all)
 set(PYKD_FLAVOUR_thread ${sanitized} -fsanitize=thread)
 

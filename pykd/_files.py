@@ -17,7 +17,7 @@ def writing(path: Path, then: str = "continue with --resume") -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PykdError(f"no space is left to write {path}: free some and {then}") from error
-        raise PykdError(f"cannot write {path}: {error.strerror or error}; give another --out") from error
+        raise PykdError(f"cannot write {path}: {error.strerror or error}; write it somewhere else") from error
 
 
 def write_synced(path: Path, content: bytes) -> None:

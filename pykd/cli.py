@@ -328,6 +328,11 @@ def run(
         shares = np.exp(shares - shares.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)
     names = model.classes or [str(number) for number in range(answers.shape[1])]
+    if labels and max(labels) >= len(names):
+        raise PykdError(
+            f"{file} has {len(names)} classes, the data has the label {max(labels)}: give the data it was made for, "
+            "--set data.name=NAME"
+        )
     for row, share in enumerate(shares):
         best = np.argsort(-share, kind="stable")[:top]
         truth = "" if labels is None else f"  (it is {names[labels[row]]})"
@@ -339,7 +344,10 @@ def run(
 
 def _read_rows(file: Path, model: "Model", resize: bool) -> "NDArray[Any]":
     """What an image or an .npy file holds, as a batch."""
+    from tokenize import TokenError
+
     import numpy as np
+    from PIL import Image
 
     try:
         with file.open("rb") as stream:
@@ -347,15 +355,13 @@ def _read_rows(file: Path, model: "Model", resize: bool) -> "NDArray[Any]":
                 stream.seek(0)
                 array: NDArray[Any] = np.load(stream, allow_pickle=False)
                 return array[None] if array.shape == model.input_shape else array
-        from PIL import Image
-
         with Image.open(file) as image:
             channels, *sides = model.input_shape
             if len(sides) != 2 or channels not in (1, 3):
                 raise PykdError(f"the network takes {list(model.input_shape)}, not images: give an .npy file")
             pixels = image.convert("L" if channels == 1 else "RGB")
-    except (OSError, ValueError, EOFError) as error:
-        why = getattr(error, "strerror", None) or "it is neither an image nor an .npy file of numbers"
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError, Image.DecompressionBombError) as error:
+        why = getattr(error, "strerror", None) or "it is neither an image of some size nor an .npy file of numbers"
         raise PykdError(f"cannot read {file}: {why}") from None
     height, width = sides
     if resize:
@@ -375,7 +381,7 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, help="That work.")] = 1,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the engine works.")] = "cpu",
     seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure.")] = 2.0,
-    output: Annotated[Path | None, typer.Option("--json", help="Write what was measured to a file, too.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write what was measured to a JSON file, too.")] = None,
 ) -> None:
     """Measure a model file on the engine: latency, throughput, memory, and what the planner took for each layer."""
     if device == "cuda":
@@ -393,12 +399,15 @@ def bench(
         choices, memory = model.choices(batch), model.memory(batch)
     with progress.status(f"measuring for {seconds:g} s ..."):
         us = model.latencies(batch, seconds)
+    from pykd import _runtime  # only now: the model says what to do where it is not compiled
+
     low, median, p90, p99 = np.percentile(us, (0, 50, 90, 99)).tolist()
     record = {
         "file": file.name,
         "batch": batch,
         "threads": threads,
         "device": device,
+        "isa": _runtime.isa(),
         "runs": len(us),
         "us": {"min": low, "median": median, "p90": p90, "p99": p99},
         "rows_per_second": 1e6 * batch / median,

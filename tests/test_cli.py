@@ -66,7 +66,7 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("words", [["--help"], ["-h"], []])
 def test_help_names_every_command(words):
     result = pykd(*words)
-    commands = ("distill", "evaluate", "export", "compare", "reproduce", "recipes", "doctor")
+    commands = ("distill", "evaluate", "export", "compare", "reproduce", "recipes", "doctor", "run", "bench")
     assert all(command in result.output for command in commands)
 
 
@@ -94,7 +94,7 @@ def test_version_is_the_package_s():
 def test_doctor_says_what_is_here():
     result = pykd("doctor")
     assert result.exit_code == 0
-    assert all(topic in result.stdout for topic in ("torch", "instruction set", "CUDA", "MNIST", "threads"))
+    assert all(topic in result.stdout for topic in ("torch", "engine", "instruction set", "CUDA", "MNIST", "threads"))
 
 
 def test_doctor_says_how_to_mend_the_operators(monkeypatch):

@@ -168,12 +168,10 @@ __global__ void __launch_bounds__(32 * kWarps, R* V >= 32 || V == 1 ? 4 : 6) pan
 
 // ---- on the host ----------------------------------------------------------------------------------------------------
 
-inline int64_t rounded_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Blocks (x, y) for so many parts of the batch, each of which needs `most` blocks at the most. x has room for more than
 // a card's memory.
 inline dim3 grid_of(int64_t parts, int64_t most) {
-  const int64_t wanted = rounded_up(kBusy, parts);
+  const int64_t wanted = ceil_div(kBusy, parts);
   return dim3(static_cast<unsigned>(parts), static_cast<unsigned>(wanted < most ? wanted : most));
 }
 
@@ -188,7 +186,7 @@ inline bool is_vector(const Places& p) {
 
 template <int R, int V, bool kPairs>
 void launch_tiles(const SparseTiles& w, const Places& p, CUstream_st* stream) {
-  const dim3 grid = grid_of(rounded_up(p.count, 32 * V), rounded_up(w.tiles * (w.height / R), kWarps));
+  const dim3 grid = grid_of(ceil_div(p.count, 32 * V), ceil_div(w.tiles * (w.height / R), kWarps));
   if constexpr (V == 4)
     if (is_vector(p)) return PYKD_LAUNCH(grid, 32 * kWarps, 0, stream, panels<R, V, kPairs, true>)(w, p);
   PYKD_LAUNCH(grid, 32 * kWarps, 0, stream, panels<R, V, kPairs, false>)(w, p);
@@ -205,7 +203,7 @@ void launch_rows(const SparseTiles& w, const Places& p, CUstream_st* stream) {
 template <int V>
 void launch_places(const SparseTiles& w, const Places& p, CUstream_st* stream) {
   constexpr int kRows = 4 * V;
-  const int64_t stretches = rounded_up(p.count, 32 * V), parts = w.height > kRows ? w.height / kRows : 1;
+  const int64_t stretches = ceil_div(p.count, 32 * V), parts = w.height > kRows ? w.height / kRows : 1;
   if constexpr (V > 1)
     if (p.count <= 16 * V || stretches * w.tiles * parts < kBusy) return launch_places<V / 2>(w, p, stream);
   w.pairs ? launch_tiles<2, V, true>(w, p, stream) : launch_rows<kRows, V>(w, p, stream);

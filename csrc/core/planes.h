@@ -8,6 +8,7 @@
 // A batch of vectors is a batch of images of one row with one channel: [groups][1][features][lanes].
 #pragma once
 
+#include <compare>
 #include <cstdint>
 
 #include "core/dtype.h"
@@ -36,6 +37,7 @@ struct PlaneSide {
 
   PYKD_HD int64_t coordinate(int64_t phase, int64_t place) const { return phase * spread + place * step - padding; }
   bool filled() const { return step == 1 && padding == 0 && places == length; }  // by the image alone
+  auto operator<=>(const PlaneSide&) const = default;
 };
 
 struct PlaneLayout {
@@ -47,6 +49,7 @@ struct PlaneLayout {
   PYKD_HD int64_t channel_stride() const { return vertical.phases * horizontal.phases * phase_stride(); }
   PYKD_HD int64_t group_stride() const { return channels * channel_stride(); }
   int64_t groups(int64_t batch) const { return (batch + lanes - 1) / lanes; }
+  auto operator<=>(const PlaneLayout&) const = default;
 };
 
 // A value in memory: the pixel (group, channel, y, x) begins at their strides, in floats, from `data`; pixels of a row

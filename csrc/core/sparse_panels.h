@@ -1,8 +1,8 @@
 // Tiles of a sparse matrix times panels: every input is a row of vectors, whose lanes are batch or image.
 //
-// For a tile and up to kVectors vectors the results stay in registers, and each value is broadcast once for all of
-// them. A shared tile takes an input's vector for kRows rows at a time: on AVX2 2 + 4 loads for 8 multiplications, two
-// of each a cycle. A pair takes one for each multiplication and is bound by the loads.
+// For a tile and up to kPairVectors or kSharedVectors vectors the results stay in registers, and each value is
+// broadcast once for all of them. A shared tile takes an input's vector for kRows rows at a time: on AVX2 2 + 4 loads
+// for 8 multiplications, two of each a cycle. A pair takes one for each multiplication and is bound by the loads.
 #pragma once
 
 #include "core/simd.h"
@@ -17,17 +17,18 @@ constexpr int kRows = 4, kSharedVectors = 2;  // of 16 registers 8: with 12 the 
 #endif
 constexpr int kPairVectors = 6;
 
-// The results of `vectors` vectors from `at` on, for the tiles [begin, end): store(row, n, results) is called for each
-// output row with the n-th vector of the first and a pointer to its results. column(c) is where input c begins, counted
-// from `at` in floats.
+// The results of N vectors from `at` on, for the tiles [begin, end): store(row, results) is called for each output row
+// with those N vectors. column(c) is where input c begins, counted from `at` in floats.
 template <int N, class Column, class Store>
 void pair_tiles(const SparseTiles& w, int64_t begin, int64_t end, const float* at, const Column& column,
                 const Store& store) {
   for (int64_t t = begin; t < end; ++t) {
     Floats first[N] = {}, second[N] = {};
-    for (int64_t run = w.starts[t]; run < w.starts[t + 1]; ++run) {
-      const float* const a = at + column(w.columns[2 * run]);
-      const float* const b = at + column(w.columns[2 * run + 1]);
+    const int64_t last = w.starts[t + 1];
+    for (int64_t run = w.starts[t]; run < last; ++run) {
+      const int64_t both = load<int64_t>(w.columns + 2 * run);
+      const float* const a = at + column(static_cast<int32_t>(both));
+      const float* const b = at + column(both >> 32);
       const Floats value = broadcast(w.values + 2 * run), other = broadcast(w.values + 2 * run + 1);
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) first[n] += value * load<Floats>(a + n * kLanes);

@@ -1,6 +1,7 @@
 // What the C++ tests of the sparse kernels share: a random sparse matrix, dense and packed.
 #pragma once
 
+#include <bit>
 #include <cstring>
 #include <random>
 #include <vector>
@@ -15,9 +16,10 @@ struct SparseMatrix {
   std::vector<float> dense;  // [rows, columns]
   std::vector<char> packed;  // with its own alignment, see head()
 
-  // Blocks are stored with probability `density`; one in eight of a stored block's entries is 0 all the same.
+  // Blocks are stored with probability `density`; one in eight of a stored block's entries is 0 all the same. For
+  // bfloat16 there are values that it holds alone.
   SparseMatrix(int64_t rows, int64_t columns, int64_t block_rows, int64_t block_columns, double density,
-               std::mt19937& random, int64_t groups = 1)
+               std::mt19937& random, int64_t groups = 1, bool bfloat16 = false)
       : rows(rows),
         columns(columns),
         block_rows(std::min(block_rows, rows)),
@@ -36,19 +38,19 @@ struct SparseMatrix {
         for (int64_t j = 0; j < c; ++j) {
           const int64_t row = at / across * r + i, column = at % across * c + j;
           const bool inside = row < rows && column < columns;
-          const float value = inside && uniform(random) >= 0.125f ? normal(random) : 0;
+          float value = inside && uniform(random) >= 0.125f ? normal(random) : 0;
+          if (bfloat16) value = std::bit_cast<float>(std::bit_cast<uint32_t>(value) & 0xFFFF0000u);
           values.push_back(value);
           if (inside) dense[static_cast<size_t>(row * columns + column)] = value;
         }
     }
-    packed = pack_sparse(
-        {positions.data(), values.data(), static_cast<int64_t>(positions.size()), rows, columns, r, c, groups, true});
+    packed = pack_sparse({positions.data(), values.data(), static_cast<int64_t>(positions.size()), rows, columns, r, c,
+                          groups, bfloat16});
   }
 
   const PackedSparse& head() const { return *reinterpret_cast<const PackedSparse*>(packed.data()); }
   SparseTiles panels() const { return tiles_of(packed.data(), head().panels); }
   SparseTiles rowwise() const { return tiles_of(packed.data(), head().rowwise); }
-
   SparseTiles halves() const { return tiles_of(packed.data(), head().halves); }
 
   std::string name() const {
@@ -60,7 +62,7 @@ struct SparseMatrix {
   }
 };
 
-// Floats with `slack` more behind them that may be read, between sentinels: NaN until written.
+// n normal values.
 inline std::vector<float> filled(int64_t n, std::mt19937& random) {
   std::normal_distribution<float> normal;
   std::vector<float> values(static_cast<size_t>(n));

@@ -21,8 +21,6 @@ struct Tiles {
   int64_t runs() const { return starts.back(); }
 };
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int32_t narrow(int64_t value) { return static_cast<int32_t>(value); }
 
 // The first column of the input that a row's group reads.
@@ -96,10 +94,9 @@ Tiles shared_of(const SparseBlocks& b) {
   return tiles;
 }
 
-// To the nearest, ties to even; the values are finite.
-uint16_t to_bfloat16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+// Whether nothing is lost.
+bool all_bfloat16(const std::vector<float>& values) {
+  return std::ranges::all_of(values, [](float value) { return (std::bit_cast<uint32_t>(value) & 0xFFFF) == 0; });
 }
 
 // The values of a shared set as pairs of columns: [runs, width / 2, height, 2].
@@ -108,7 +105,8 @@ std::vector<uint16_t> halves_of(const Tiles& tiles) {
   const size_t height = static_cast<size_t>(tiles.height);
   for (size_t i = 0; i < halves.size(); ++i) {
     const size_t column = i / height, row = i % height;
-    halves[(column / 2 * height + row) * 2 + column % 2] = to_bfloat16(tiles.values[i]);
+    halves[(column / 2 * height + row) * 2 + column % 2] =
+        static_cast<uint16_t>(std::bit_cast<uint32_t>(tiles.values[i]) >> 16);
   }
   return halves;
 }
@@ -152,7 +150,7 @@ std::vector<char> pack_sparse(const SparseBlocks& b) {
   Buffer buffer{std::vector<char>(sizeof head)};
   head.panels = head.rowwise = buffer.add(panels, false);
   if (single && !straddles && b.block_columns > 1) head.rowwise = buffer.add(shared_of(b), false);
-  if (b.bfloat16 && !single && panels.height == kTileRows && panels.width % 2 == 0)
+  if (b.bfloat16 && !single && panels.height == kTileRows && panels.width % 2 == 0 && all_bfloat16(panels.values))
     head.halves = buffer.add(panels, true);
   head.bytes = static_cast<int64_t>(buffer.bytes.size());
   std::memcpy(buffer.bytes.data(), &head, sizeof head);

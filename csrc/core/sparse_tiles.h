@@ -24,8 +24,10 @@ struct SparseBlocks {
   int64_t block_rows;
   int64_t block_columns;
   int64_t groups;         // divides rows
-  bool bfloat16 = false;  // `halves`, too, where the blocks have 9 to 16 rows and an even number of columns
+  bool bfloat16 = false;  // `halves`, too, where blocks have 9 to 16 rows, an even number of columns and such values
 };
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int64_t kTileRows = 16;   // of the highest tile
 constexpr int64_t kTileSlack = 64;  // values that may be read beyond the last

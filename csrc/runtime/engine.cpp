@@ -12,12 +12,6 @@
 namespace pykd::runtime {
 namespace {
 
-int64_t features(const std::vector<int64_t>& shape) {
-  int64_t all = 1;
-  for (const int64_t side : shape) all *= side;
-  return all;
-}
-
 void check(const PlanOptions& options) {
   if (options.batch < 1 || options.batch > kMostRows)
     throw std::invalid_argument("batch should be 1 to " + std::to_string(kMostRows) + " rows, got " +
@@ -34,7 +28,14 @@ void check(const PlanOptions& options) {
 
 std::shared_ptr<const Network> load(Model model) { return std::make_shared<const Network>(std::move(model)); }
 std::shared_ptr<const Network> load(const char* path) { return load(read_model(path)); }
-std::shared_ptr<const Network> load(const unsigned char* bytes, size_t size) { return load(parse_model(bytes, size)); }
+std::shared_ptr<const Network> load(const unsigned char* bytes, size_t size) {
+  try {
+    return load(parse_model(bytes, size));
+  } catch (const FormatError& error) {
+    throw FormatError(std::string("the bytes are no model file of pykd, or were damaged: ") + error.what() +
+                      "; export it anew");
+  }
+}
 
 const Model& model(const Network& network) { return network.model(); }
 
@@ -46,8 +47,8 @@ struct Plan::State {
   State(std::shared_ptr<const Network> given, const PlanOptions& options)
       : network(std::move(given)),
         batch(options.batch),
-        inputs(features(network->model().input_shape)),
-        outputs(features(output_shape(*network))),
+        inputs(product(network->model().input_shape)),
+        outputs(product(output_shape(*network))),
         pool(options.threads > 1 ? std::make_unique<ThreadPool>(options.threads) : nullptr) {
     Planned planned = make_plan(network, options, pool.get());
     choices = std::move(planned.choices);

@@ -46,10 +46,9 @@ struct Choice {
 
 // For one batch size, used by one thread at a time.
 //
-// Its answers differ from exact arithmetic by float32 rounding of the sums' lengths; where an input is not finite, a
-// weight's zero times it is 0 or NaN, as the form has it. What the planner takes changes
-// them within that alone; without measuring, or from the same cache, the same file, options and processor always give
-// the same bits.
+// Its answers differ from exact arithmetic by the rounding of float32 sums. Where an input is not finite, a zero of the
+// weight times it is 0 or NaN, depending on the form. What the planner takes changes them no further; without
+// measuring, or from the same cache, the same file, options and processor give the same bits.
 class Plan {
  public:
   // Throws std::invalid_argument where an option is out of range or the memory needed would exceed 2^40 bytes, and
@@ -67,7 +66,7 @@ class Plan {
 
   std::vector<Choice> choices() const;
   int64_t workspace_bytes() const;  // what runs write to
-  int64_t weight_bytes() const;     // the layers' weights in the forms taken; plans of one network share them
+  int64_t weight_bytes() const;     // the layers' weights in the forms taken; plans of one network share a form
   int64_t lanes() const;
 
  private:

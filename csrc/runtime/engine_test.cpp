@@ -69,12 +69,6 @@ using namespace pykd::testing;
 using Shape = std::vector<int64_t>;
 using Random = std::mt19937_64;
 
-int64_t product(const Shape& shape) {
-  int64_t all = 1;
-  for (const int64_t side : shape) all *= side;
-  return all;
-}
-
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
 int64_t whole(Random& random, int64_t least, int64_t most) {
@@ -695,6 +689,35 @@ void test_plans_at_the_same_time() {
   check(same == 40, "plans at the same time answer as one alone");
 }
 
+// Strides beyond the image, of two convolutions whose layouts differ in little else.
+void test_large_strides() {
+  Random random(12);
+  const auto answers = [&](Builder& builder, int first, int second, const char* name) {
+    builder.add(builder.step(Kind::kFlatten, {first}));
+    builder.add(builder.step(Kind::kFlatten, {second}));
+    builder.add(builder.step(Kind::kConcat, {builder.last() - 1, builder.last()}));
+    const auto network = load(std::move(builder.model));
+    const Expected expected = expect(random, model(*network), 2);
+    Plan plan(network, {.batch = 2, .measure = false});
+    compare(expected, answered(plan, *network, expected.input, 2), name);
+  };
+  for (const bool turned : {false, true}) {
+    Builder layers(random, {16, 64, 2});
+    const auto far = [&] { layers.conv2d(0, 3, 1, 1, 1, 0, {2, 65'538}); };
+    if (!turned) far();
+    layers.add(layers.step(Kind::kTanh, {0}));
+    const int near_input = layers.last();
+    layers.conv2d(near_input, 3, 2, 1, 1, 0, {2, 2});
+    const int near = layers.last();
+    if (turned) far();
+    answers(layers, turned ? layers.last() : 1, near, "a large stride beside a small one");
+    Builder image(random, {1, 2, 1});
+    image.conv2d(0, 1, 1, 2, 1, 0, turned ? std::array<int64_t, 2>{1, 2} : std::array<int64_t, 2>{65'537, 1}, {0, 1});
+    image.conv2d(0, 1, 1, 1, 1, 0, turned ? std::array<int64_t, 2>{65'537, 1} : std::array<int64_t, 2>{1, 2}, {0, 1});
+    answers(image, 1, 2, "strides of one sum");
+  }
+}
+
 void test_large_batches() {
   Random random(8);
   const auto network = load(lenet(random, 0.98));
@@ -750,6 +773,12 @@ void test_cache() {
     check(again.second.size() == 200 && text_of(path).size() > 40, "what is broken in a cache is measured again");
     check(planned(path).second == again.second, "and then remembered");
   }
+  std::string full = text;
+  for (int i = 0; i < 69; ++i) full += "{\"key\":\"" + std::to_string(i) + std::string(60'000, 'x') + "\"}\n";
+  write(path, full);  // with the next plan it is larger than what is read
+  std::filesystem::resize_file(path, (4 << 20) - 10);
+  const auto forgotten = planned(path);
+  check(text_of(path).size() < 4 << 20 && planned(path) == forgotten, "a full cache loses its oldest lines");
   for (const char* foreign : {"a letter\n", "{\"pykd plans\":2}\n", "{}"}) {
     write(path, foreign);
     planned(path);
@@ -794,12 +823,9 @@ void test_too_large() {
   op.weight.shape = {1, 1 << 20, 1, 1};
   op.weight.dense = false;
   op.padding = {1 << 20, 1 << 20};
-  op.stride = {1 << 20, 1 << 20};
-  op.shape = {1, 3, 3};
-  builder.model.ops.push_back(op);
   op.stride = {1, 1};  // as the reader would refuse it; the engine does not rely on that
   op.shape = {1, (1 << 21) + 1, (1 << 21) + 1};
-  builder.model.ops[0] = op;
+  builder.model.ops.push_back(op);
   try {
     Plan plan(load(std::move(builder.model)), {.measure = false});
     check(false, "too large a network is refused");
@@ -840,7 +866,11 @@ void test_c_api() {
   fails(pykd_model_load("there/is/none", nullptr), PYKD_ERROR_ARGUMENT, "null");
   fails(pykd_model_load("there/is/none", &model), PYKD_ERROR_FILE, "there/is/none");
   check(model == nullptr, "no model of a failure");
-  fails(pykd_model_load_bytes("nothing", 7, &model), PYKD_ERROR_FILE, "");
+  pykd_model* const garbage = reinterpret_cast<pykd_model*>(&model);
+  model = garbage;
+  fails(pykd_model_load(nullptr, &model), PYKD_ERROR_ARGUMENT, "null");
+  check(model == nullptr, "nothing that looks like a model either");
+  fails(pykd_model_load_bytes("nothing", 7, &model), PYKD_ERROR_FILE, "the bytes are no model file");
   const std::string file = small_file(false);
   check(pykd_model_load_bytes(file.data(), file.size(), &model) == PYKD_OK, std::string("loads: ") + pykd_last_error());
   if (!model) return;
@@ -853,7 +883,7 @@ void test_c_api() {
   const char* name = nullptr;
   check(pykd_model_class(model, 1, &name) == PYKD_OK && std::string(name) == "b", "a class");
   check(pykd_model_takes_pixels(model, &takes) == PYKD_OK && takes == 0, "takes no pixels");
-  fails(pykd_model_class(model, 2, &name), PYKD_ERROR_ARGUMENT, "no class");
+  fails(pykd_model_class(model, 2, &name), PYKD_ERROR_ARGUMENT, "2 classes");
   fails(pykd_model_input_shape(nullptr, &sides, &rank), PYKD_ERROR_ARGUMENT, "null");
   fails(pykd_model_output_shape(model, nullptr, &rank), PYKD_ERROR_ARGUMENT, "null");
   fails(pykd_model_classes(model, nullptr), PYKD_ERROR_ARGUMENT, "null");
@@ -911,6 +941,7 @@ int main() {
   test_pixels();
   test_nothing_is_allocated();
   test_plans_at_the_same_time();
+  test_large_strides();
   test_large_batches();
   test_cache();
   test_refused_options();

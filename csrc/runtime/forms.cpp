@@ -11,8 +11,6 @@ namespace {
 
 constexpr int64_t kBand = 16;  // rows whose columns are counted together
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t rows_of(const Weight& w) { return w.shape[0]; }
 
 int64_t columns_of(const Weight& w) {
@@ -111,7 +109,7 @@ Packed pack(const Op& op, const Form& form) {
   return packed;
 }
 
-// Not against anyone's will: a cache's key.
+// No protection against forgery: it only names a line of the cache.
 struct Fingerprint {
   uint64_t hash = 0x9E3779B97F4A7C15;
 
@@ -195,7 +193,7 @@ double seconds(const FormCount& count, const LayerCost& layer) {
     return 1e-9 * (fetch + static_cast<double>(layer.batch) * (row + rows * kResultVector));
   }
   // The vectors of the whole batch, and how often the weight is read for them.
-  const int64_t most = pairs ? 4 : 3;
+  const int64_t most = pairs ? 6 : 2;  // kPairVectors and, of AVX2, kSharedVectors in core/sparse_panels.h
   int64_t vectors = 0, passes = 0;
   const auto add = [&](int64_t count, int64_t stretch) {
     vectors += count * ceil_div(stretch, lanes);

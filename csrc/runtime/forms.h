@@ -39,7 +39,7 @@ struct Packed {
   const PackedSparse& head() const { return *reinterpret_cast<const PackedSparse*>(bytes.get()); }
 };
 
-// A layer's weight and how many blocks of each form it has.
+// A form of a layer's weight, and how many blocks it has.
 struct FormCount {
   Form form;
   int64_t blocks;

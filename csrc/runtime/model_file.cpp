@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <string_view>
 
+#include "core/sparse_tiles.h"
 #include "runtime/file.h"
 #include "runtime/json.h"
 #include "runtime/sha256.h"
@@ -27,26 +28,8 @@ constexpr int64_t kLargestFile = int64_t{4} << 30;
 
 using Shape = std::vector<int64_t>;
 
+using runtime::text;
 std::string text(int64_t number) { return std::to_string(number); }
-
-std::string text(const Shape& shape) {
-  std::string sides;
-  for (const int64_t side : shape) sides += (sides.empty() ? "" : ", ") + text(side);
-  return "[" + sides + "]";
-}
-
-// The product, or the largest number where int64 cannot hold it.
-int64_t product(const Shape& sides) {
-  int64_t result = 1;
-  bool over = false;
-  for (const int64_t side : sides) {
-    if (side == 0) return 0;
-    over = over || __builtin_mul_overflow(result, side, &result);
-  }
-  return over ? INT64_MAX : result;
-}
-
-int64_t quotient_up(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // ---- the container -------------------------------------------------------------------------------------------------
 
@@ -412,7 +395,7 @@ class Codes {
 // Applies int8's scales, and checks what reaches over the edge. Zeros lose their sign but in float blocks.
 void finish_values(Weight& weight, const std::vector<float>& scales, int64_t rows, int64_t columns) {
   const int64_t high = weight.dense ? 1 : weight.block_rows, wide = weight.dense ? columns : weight.block_columns;
-  const int64_t across = quotient_up(columns, wide);
+  const int64_t across = ceil_div(columns, wide);
   float* value = weight.values.data();
   const int64_t blocks = weight.dense ? rows : static_cast<int64_t>(weight.positions.size());
   for (int64_t block = 0; block < blocks; ++block) {
@@ -449,7 +432,7 @@ Weight read_weight(Json step, const char* kind, size_t sides, Streams& streams, 
     weight.block_columns = std::min(columns, (*++block.begin()).whole());
   }
   const int64_t high = weight.block_rows, wide = weight.block_columns;
-  const int64_t down = quotient_up(rows, high), across = quotient_up(columns, wide), places = down * across;
+  const int64_t down = ceil_div(rows, high), across = ceil_div(columns, wide), places = down * across;
   const auto scales = streams.stored == Stored::kInt8 ? streams.take_vector(rows) : std::vector<float>();
   Json bits = step, codes = step;
   const bool has_bits = step.find("bits", bits), has_codes = step.find("codes", codes);
@@ -461,7 +444,7 @@ Weight read_weight(Json step, const char* kind, size_t sides, Streams& streams, 
       throw FormatError("bits and codes should be those of " + text(places) + " places, got [" +
                         brief_entry(step, "bits") + ", " + brief_entry(step, "codes") + "]");
     }
-    const int64_t bytes = quotient_up(bits.whole() * codes.whole(), 8);
+    const int64_t bytes = ceil_div(bits.whole() * codes.whole(), 8);
     const Codes stream(bits.whole(), codes.whole(), streams.indices.take(bytes));
     int64_t stored = 0;
     const int64_t end = stream.walk([&stored](int64_t) { ++stored; });
@@ -611,6 +594,22 @@ Op read_step(Json step, const std::vector<Shape>& shapes, Streams& streams, int6
 }
 
 }  // namespace
+
+std::string text(const Shape& shape) {
+  std::string sides;
+  for (const int64_t side : shape) sides += (sides.empty() ? "" : ", ") + std::to_string(side);
+  return "[" + sides + "]";
+}
+
+int64_t product(const Shape& sides) {
+  int64_t result = 1;
+  bool over = false;
+  for (const int64_t side : sides) {
+    if (side == 0) return 0;
+    over = over || __builtin_mul_overflow(result, side, &result);
+  }
+  return over ? INT64_MAX : result;
+}
 
 const char* name(Kind kind) {
   return std::find_if(std::begin(kRules), std::end(kRules), [kind](const Rules& each) { return each.kind == kind; })

@@ -80,4 +80,7 @@ struct Model {
 Model parse_model(const unsigned char* bytes, size_t size);
 Model read_model(const char* path);  // a regular file of at most 4 GiB
 
+std::string text(const std::vector<int64_t>& shape);  // "[3, 32, 32]"
+int64_t product(const std::vector<int64_t>& sides);   // INT64_MAX where it is larger
+
 }  // namespace pykd::runtime

@@ -4,10 +4,8 @@
 #include <pybind11/stl.h>
 
 #include <mutex>
-#include <numeric>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "core/cpu_isa.h"
@@ -30,12 +28,6 @@ py::tuple tuple_of(const auto& items) {
   return result;
 }
 
-std::string described(const std::vector<int64_t>& shape) {
-  std::string sides;
-  for (const int64_t side : shape) sides += (sides.empty() ? "" : ", ") + std::to_string(side);
-  return "[" + sides + "]";
-}
-
 // A plan that several of Python's threads may call: one after another.
 class SharedPlan {
  public:
@@ -52,24 +44,26 @@ class SharedPlan {
     if (pixels && file.mean.empty())
       throw std::invalid_argument("the file does not say what pixels mean (mean and std): give float32");
     const std::vector<int64_t> given(input.shape(), input.shape() + input.ndim()), wanted = of_batch(file.input_shape);
-    if (given != wanted)
-      throw std::invalid_argument("the input should be " + described(wanted) + ", got " + described(given));
+    if (given != wanted) throw std::invalid_argument("the input should be " + text(wanted) + ", got " + text(given));
     py::array_t<float> output(of_batch(output_shape(*network_)));
     const void* const from = input.data();
     float* const to = output.mutable_data();
-    const py::gil_scoped_release released;
-    const std::lock_guard one(mutex_);
-    if (pixels)
-      plan_.run(static_cast<const uint8_t*>(from), to);
-    else
-      plan_.run(static_cast<const float*>(from), to);
-    return output;
+    const py::handle kept = output.release();
+    PyThreadState* const state = PyEval_SaveThread();
+    {
+      const std::lock_guard one(mutex_);
+      if (pixels)
+        plan_.run(static_cast<const uint8_t*>(from), to);
+      else
+        plan_.run(static_cast<const float*>(from), to);
+    }
+    PyEval_RestoreThread(state);  // ends a daemon thread once the interpreter does, which no destructor would bear
+    return py::reinterpret_steal<py::array_t<float>>(kept);
   }
 
   std::vector<double> latencies(double seconds) {
     const auto floats = [this](const std::vector<int64_t>& row) {
-      return std::vector<float>(
-          static_cast<size_t>(std::accumulate(row.begin(), row.end(), batch_, std::multiplies<>())));
+      return std::vector<float>(static_cast<size_t>(batch_ * product(row)));
     };
     const std::vector<float> input = floats(model(*network_).input_shape);
     std::vector<float> output = floats(output_shape(*network_));
@@ -100,7 +94,7 @@ class SharedPlan {
 };
 
 PYBIND11_MODULE(_runtime, m) {
-  m.attr("version") = pykd_version();
+  m.attr("most_threads") = kMostThreads;
   m.def("isa", &cpu_isa_name);
   py::register_exception_translator([](std::exception_ptr thrown) {
     try {
@@ -119,14 +113,6 @@ PYBIND11_MODULE(_runtime, m) {
              return SharedNetwork{load(path.c_str())};
            }),
            py::arg("path"))
-      .def_static(
-          "from_bytes",
-          [](const py::bytes& content) {
-            const std::string_view bytes = content;
-            const py::gil_scoped_release released;
-            return SharedNetwork{load(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size())};
-          },
-          py::arg("content"))
       .def_property_readonly("input_shape", get([](const Model& file) { return tuple_of(file.input_shape); }))
       .def_property_readonly("output_shape",
                              [](const SharedNetwork& self) { return tuple_of(output_shape(*self.network)); })
@@ -156,8 +142,7 @@ PYBIND11_MODULE(_runtime, m) {
       .def("latencies", &SharedPlan::latencies, py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
       .def("choices", &SharedPlan::choices)
       .def_property_readonly("workspace_bytes", [](const SharedPlan& self) { return self.plan().workspace_bytes(); })
-      .def_property_readonly("weight_bytes", [](const SharedPlan& self) { return self.plan().weight_bytes(); })
-      .def_property_readonly("lanes", [](const SharedPlan& self) { return self.plan().lanes(); });
+      .def_property_readonly("weight_bytes", [](const SharedPlan& self) { return self.plan().weight_bytes(); });
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -25,12 +26,11 @@ namespace {
 
 constexpr double kHopeless = 2.5;       // what is estimated to take so many times the best is not measured
 constexpr double kWorthSharing = 2e-5;  // seconds of a step; waking a thread takes some microseconds
+constexpr double kSetOff = 1e-5;        // seconds until threads that run apart do so
 constexpr double kSample = 1e-4;        // seconds that are timed at a time
 constexpr double kEnough = 0.03;        // seconds for which one way is timed at most, but for its last repeat
 constexpr int kSamples = 5;
 constexpr double kMovedFloat = 3e-10;  // seconds to bring a value of the input or output into lanes or back
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 std::vector<int64_t> lanes_of(const PlanOptions& options) {
   if (options.lanes) return {options.lanes};
@@ -53,6 +53,11 @@ struct Candidate {
 double calls(const Program& program, const PlanOptions& options) {
   const int64_t all = ceil_div(options.batch, program.rows());
   return static_cast<double>(program.apart() ? ceil_div(all, options.threads) : all);
+}
+
+// Seconds for the batch, of those that one call takes.
+double of_batch(double seconds, const Program& program, const PlanOptions& options) {
+  return seconds * calls(program, options) + (program.apart() ? kSetOff : 0);
 }
 
 // The forms by the estimate, the best first.
@@ -82,14 +87,10 @@ Candidate estimated(const std::shared_ptr<const Network>& network, int64_t lanes
   }
   if (lanes > 1) {
     int64_t moved = 0;
-    for (const auto& shape : {network->model().input_shape, output_shape(*network)}) {
-      int64_t features = 1;
-      for (const int64_t side : shape) features *= side;
-      moved += features;
-    }
+    for (const auto& shape : {network->model().input_shape, output_shape(*network)}) moved += product(shape);
     c.seconds += static_cast<double>(moved * program.rows()) * kMovedFloat;
   }
-  c.seconds *= calls(program, options);
+  c.seconds = of_batch(c.seconds, program, options);
   return c;
 }
 
@@ -127,54 +128,71 @@ std::vector<float> random_input(int64_t count) {
   return input;
 }
 
-// Takes what is measured to be best, step by step where it stands.
-void measure(Candidate& c, const Network& network, const PlanOptions& options, ThreadPool* pool) {
+// Calls the program as a plan does, on random rows.
+class Caller {
+ public:
+  Caller(const Network& network, int64_t most_rows, ThreadPool* pool)
+      : input_(random_input(most_rows * product(network.model().input_shape))),
+        output_(static_cast<size_t>(most_rows * product(output_shape(network)))),
+        pool_(pool) {}
+
+  ThreadPool* sharing(const Program& program) const { return program.apart() ? nullptr : pool_; }
+  void operator()(Program& program) { program.run(input_.data(), output_.data(), program.rows(), sharing(program)); }
+
+ private:
+  std::vector<float> input_, output_;
+  ThreadPool* pool_;
+};
+
+// Takes what is measured to be best: the forms step by step where it stands; what the threads share by whole calls,
+// since a step alone finds in each thread's caches what it read the last time.
+void measure(Candidate& c, const Network& network, Caller& call) {
   Program& program = c.program;
-  const auto features = [](const std::vector<int64_t>& shape) {
-    int64_t all = 1;
-    for (const int64_t side : shape) all *= side;
-    return all;
-  };
-  const std::vector<float> input = random_input(program.rows() * features(network.model().input_shape));
-  std::vector<float> output(static_cast<size_t>(program.rows() * features(output_shape(network))));
   const int64_t rows = program.rows();
-  ThreadPool* const sharing = program.apart() ? nullptr : pool;
-  program.run(input.data(), output.data(), rows, sharing);  // values of the size they have, in all steps
-  c.seconds = 0;
-  const auto time = [&](const Step& step, int repeats) {
+  for (Step& step : program.steps()) step.shared = false;
+  call(program);  // values of the size they have, in all steps
+  const auto time = [&](const Step& step, int repeats, ThreadPool* sharing) {
     for (int i = 0; i < repeats; ++i) program.run(step, rows, sharing);
   };
   for (size_t i = 0; i < program.steps().size(); ++i) {
     Step& step = program.steps()[i];
+    std::vector<std::pair<double, Form>> forms;
+    std::vector<LayerWeight> weights;
     if (step.is_layer()) {
-      auto forms = forms_of(network, step);
+      forms = forms_of(network, step);
       std::erase_if(forms, [best = forms.front().first](const auto& form) { return form.first > kHopeless * best; });
-      std::vector<LayerWeight> weights;
       for (const auto& form : forms) weights.push_back(program.weight(i, form.second));
-      const auto least = race(forms.size(), [&](size_t form, int repeats) {
-        program.take(i, weights[form]);
-        time(step, repeats);
-      });
-      const auto best = std::ranges::min_element(least) - least.begin();
-      program.take(i, std::move(weights[static_cast<size_t>(best)]));
     }
-    const auto least = race(sharing ? 2 : 1, [&](size_t shared, int repeats) {
-      step.shared = shared;
-      time(step, repeats);
+    const auto least = race(std::max<size_t>(1, forms.size()), [&](size_t form, int repeats) {
+      if (step.is_layer()) program.take(i, weights[form]);
+      time(step, repeats, nullptr);
     });
     const auto best = std::ranges::min_element(least);
-    step.shared = best != least.begin();
+    if (step.is_layer()) program.take(i, std::move(weights[static_cast<size_t>(best - least.begin())]));
     c.steps[i] = *best;
-    c.seconds += *best;
   }
-  c.seconds *= calls(program, options);
+  ThreadPool* const sharing = call.sharing(program);
+  if (!sharing) return;
+  constexpr double kLeast[] = {HUGE_VAL, 10 * kWorthSharing, kWorthSharing};  // seconds of a step that is shared
+  const auto share = [&](double seconds) {
+    for (size_t i = 0; i < program.steps().size(); ++i) program.steps()[i].shared = c.steps[i] >= seconds;
+  };
+  const auto least = race(std::size(kLeast), [&](size_t way, int repeats) {
+    share(kLeast[way]);
+    for (int i = 0; i < repeats; ++i) call(program);
+  });
+  share(kLeast[std::ranges::min_element(least) - least.begin()]);
+  for (size_t i = 0; i < program.steps().size(); ++i)
+    if (const Step& step = program.steps()[i]; step.shared)
+      c.steps[i] = race(1, [&](size_t, int repeats) { time(step, repeats, sharing); })[0];
 }
 
 // ---- what was measured before --------------------------------------------------------------------------------------
 
 constexpr std::string_view kHead = R"({"pykd plans":1})";
 constexpr std::uintmax_t kLargestCache = 4 << 20;  // bytes
-constexpr size_t kMostPlans = 1000, kLongestPlan = 1 << 16;
+constexpr std::ptrdiff_t kMostPlans = 1000;
+constexpr size_t kLongestPlan = 1 << 16;
 
 std::string processor() {
   std::ifstream file("/proc/cpuinfo");
@@ -271,7 +289,11 @@ void remember(const std::string& path, const std::string& key, Candidate& c) {
     return !each.starts_with(R"({"key":")") || each.starts_with(line_of(key));
   });
   lines->push_back(line.str());
-  if (lines->size() > kMostPlans) lines->erase(lines->begin(), lines->end() - kMostPlans);
+  std::uintmax_t bytes = kHead.size() + 1;
+  auto kept = lines->end();  // the last ones, as many as are read again
+  while (kept != lines->begin() && lines->end() - kept < kMostPlans && bytes + (kept - 1)->size() < kLargestCache)
+    bytes += (--kept)->size() + 1;
+  lines->erase(lines->begin(), kept);
 
   static std::atomic<int> writers{0};
   const std::string draft = path + '.' + std::to_string(getpid()) + '.' + std::to_string(++writers);
@@ -314,7 +336,15 @@ Planned make_plan(const std::shared_ptr<const Network>& network, const PlanOptio
   if (options.measure) {
     std::erase_if(candidates,
                   [best = candidates.front().seconds](const Candidate& c) { return c.seconds > kHopeless * best; });
-    for (Candidate& c : candidates) measure(c, *network, options, pool);
+    int64_t most_rows = 0;
+    for (const Candidate& c : candidates) most_rows = std::max(most_rows, c.program.rows());
+    Caller call(*network, most_rows, pool);
+    for (Candidate& c : candidates) measure(c, *network, call);
+    const auto least = race(candidates.size(), [&](size_t i, int repeats) {
+      for (int repeat = 0; repeat < repeats; ++repeat) call(candidates[i].program);
+    });
+    for (size_t i = 0; i < candidates.size(); ++i)
+      candidates[i].seconds = of_batch(least[i], candidates[i].program, options);
     std::ranges::stable_sort(candidates, {}, &Candidate::seconds);
     if (remembers) remember(options.cache, key, candidates.front());
   }

@@ -21,8 +21,6 @@ constexpr int64_t kShort = 256;            // floats of a channel that is not wo
 // What stands for the caller's memory while a program is built.
 float caller_input, caller_output;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // A value's row as channels of an image.
 struct Sides {
   int64_t channels, height, width;
@@ -47,17 +45,6 @@ bool has_stride(const Op& op) { return op.stride[0] > 1 || op.stride[1] > 1; }
 double floats_of(const PlaneLayout& l) {
   const auto side = [](const PlaneSide& s) { return static_cast<double>(s.phases) * static_cast<double>(s.places); };
   return static_cast<double>(l.channels) * side(l.vertical) * side(l.horizontal) * static_cast<double>(l.lanes);
-}
-
-using Key = std::array<int64_t, 6>;
-
-Key key_of(const PlaneLayout& l) {  // layouts of one key have their borders in the same places
-  return {l.channels,
-          l.vertical.length + (l.horizontal.length << 32),
-          l.vertical.padding,
-          l.horizontal.padding,
-          l.vertical.step + (l.vertical.phases << 32) + (l.horizontal.step << 16) + (l.horizontal.phases << 48),
-          l.vertical.places + (l.horizontal.places << 32)};
 }
 
 // Where a value lies in memory.
@@ -161,8 +148,8 @@ class Program::Builder {
   int new_storage(const PlaneLayout& layout) {
     if (floats_of(layout) > kMostGroup)
       throw std::invalid_argument(
-          "the network is too large for the engine: a value with its padding has more than 2^31 numbers in " +
-          std::to_string(p_.lanes_) + " lanes");
+          "the network is too large for the engine: a value with its padding has more than 2^31 numbers; use smaller "
+          "images, fewer channels or less padding");
     storages_.push_back({.layout = layout});
     return static_cast<int>(storages_.size()) - 1;
   }
@@ -245,7 +232,7 @@ class Program::Builder {
       const bool borders = s.has_borders();
       const auto same = [&](const Slot& slot) {
         const Storage& other = *slot.storages.back();
-        return borders && other.has_borders() && other.last < s.first && key_of(other.layout) == key_of(s.layout);
+        return borders && other.has_borders() && other.last < s.first && other.layout == s.layout;
       };
       const auto slot = std::ranges::find_if(slots, same);
       if (slot != slots.end())
@@ -472,7 +459,7 @@ class Program::Builder {
 
   // A value in planes with phases, which is made where it is first needed.
   int repacked(int value, const PlaneLayout& layout) {
-    const std::pair<int, Key> wanted{value, key_of(layout)};
+    const std::pair wanted{value, layout};
     auto at = planes_.find(wanted);
     if (at == planes_.end()) at = planes_.emplace(wanted, new_storage(layout)).first;
     const int storage = at->second;
@@ -546,8 +533,8 @@ class Program::Builder {
   std::vector<int> readers_, storage_;
   std::vector<std::array<int64_t, 2>> padding_;  // the largest that a convolution without stride wants
   std::vector<Storage> storages_;
-  std::map<std::pair<int, Key>, int> planes_;  // the storages of values with phases
-  std::set<int> repacked_;                     // of them those that are filled so far
+  std::map<std::pair<int, PlaneLayout>, int> planes_;  // the storages of values with phases
+  std::set<int> repacked_;                             // of them those that are filled so far
 };
 
 Program::Program(std::shared_ptr<const Network> network, int64_t lanes, int64_t batch, int threads)

@@ -5,13 +5,13 @@
  *   if (pykd_model_load("student.pykd.safetensors", &model) != PYKD_OK) return puts(pykd_last_error());
  *   pykd_plan_options options = PYKD_PLAN_OPTIONS;
  *   if (pykd_plan_create(model, &options, &plan) != PYKD_OK) return puts(pykd_last_error());
- *   pykd_plan_run(plan, image, sizes_of_input, answer, sizes_of_output);
+ *   pykd_plan_run(plan, image, inputs, answer, outputs); // how many numbers each holds
  *   pykd_plan_free(plan);
  *   pykd_model_free(model);
  *
  * A model may be used by any number of threads at the same time, a plan by one at a time; threads that run at the same
  * time have a plan each. A plan keeps what it needs of its model: the model may be freed first. pykd_plan_run allocates
- * nothing. Numbers are the host's, little-endian.
+ * nothing. A process that forks makes its plans anew. Numbers are the host's, little-endian.
  */
 #ifndef PYKD_H
 #define PYKD_H

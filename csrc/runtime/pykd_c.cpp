@@ -59,15 +59,8 @@ bool given(const char* call, Pointers... pointers) {
   return false;
 }
 
-size_t features(const std::vector<int64_t>& shape) {
-  size_t all = 1;
-  for (const int64_t side : shape) all *= static_cast<size_t>(side);
-  return all;
-}
-
 template <typename Load>
 pykd_status load_model(pykd_model** to, const Load& load) {
-  *to = nullptr;
   return guarded([&] {
     *to = new pykd_model{load()};
     return PYKD_OK;
@@ -98,11 +91,13 @@ const char* pykd_version(void) { return PYKD_VERSION; }
 const char* pykd_last_error(void) { return last_error; }
 
 pykd_status pykd_model_load(const char* path, pykd_model** to) {
+  if (to) *to = nullptr;
   if (!given("pykd_model_load", path, to)) return PYKD_ERROR_ARGUMENT;
   return load_model(to, [&] { return load(path); });
 }
 
 pykd_status pykd_model_load_bytes(const void* bytes, size_t size, pykd_model** to) {
+  if (to) *to = nullptr;
   if (!given("pykd_model_load_bytes", bytes, to)) return PYKD_ERROR_ARGUMENT;
   return load_model(to, [&] { return load(static_cast<const unsigned char*>(bytes), size); });
 }
@@ -128,7 +123,12 @@ pykd_status pykd_model_classes(const pykd_model* of, size_t* count) {
 pykd_status pykd_model_class(const pykd_model* of, size_t number, const char** name) {
   if (!given("pykd_model_class", of, name)) return PYKD_ERROR_ARGUMENT;
   const auto& classes = model(*of->network).classes;
-  if (number >= classes.size()) return fail(PYKD_ERROR_ARGUMENT, "the model has no class of this number");
+  if (number >= classes.size()) {
+    char sentence[128];
+    std::snprintf(sentence, sizeof sentence, "the model has %zu classes: ask for a number below that, got %zu",
+                  classes.size(), number);
+    return fail(PYKD_ERROR_ARGUMENT, sentence);
+  }
   *name = classes[number].c_str();
   return PYKD_OK;
 }
@@ -140,8 +140,8 @@ pykd_status pykd_model_takes_pixels(const pykd_model* of, int* takes) {
 }
 
 pykd_status pykd_plan_create(const pykd_model* of, const pykd_plan_options* options, pykd_plan** to) {
+  if (to) *to = nullptr;
   if (!given("pykd_plan_create", of, to)) return PYKD_ERROR_ARGUMENT;
-  *to = nullptr;
   const pykd_plan_options usual = PYKD_PLAN_OPTIONS;
   if (!options) options = &usual;
   if (options->size != sizeof(pykd_plan_options))
@@ -155,8 +155,8 @@ pykd_status pykd_plan_create(const pykd_model* of, const pykd_plan_options* opti
                              .cache = options->cache ? options->cache : ""};
     const Model& its = model(*of->network);
     const auto rows = static_cast<size_t>(options->batch);
-    *to = new pykd_plan{Plan(of->network, wanted), rows * features(its.input_shape),
-                        rows * features(output_shape(*of->network)), !its.mean.empty()};
+    *to = new pykd_plan{Plan(of->network, wanted), rows * static_cast<size_t>(product(its.input_shape)),
+                        rows * static_cast<size_t>(product(output_shape(*of->network))), !its.mean.empty()};
     return PYKD_OK;
   });
 }

@@ -98,16 +98,6 @@ Options parsed(const std::vector<std::string>& words) {
 
 // ---- what goes in --------------------------------------------------------------------------------------------------
 
-std::string text(const std::vector<int64_t>& shape) {
-  std::string sides;
-  for (const int64_t side : shape) sides += (sides.empty() ? "" : ", ") + std::to_string(side);
-  return "[" + sides + "]";
-}
-
-int64_t product(const std::vector<int64_t>& shape) {
-  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
-}
-
 // Rows of the network's input: floats, or pixels.
 struct Rows {
   int64_t count = 0;

@@ -3,7 +3,7 @@
 namespace pykd::runtime {
 namespace {
 
-constexpr int kSpins = 256;  // some microseconds; waking a sleeping thread takes more
+constexpr int kSpins = 2048;  // some 50 microseconds, about what waking a sleeping thread takes
 
 void pause() {
 #if defined(__x86_64__)

@@ -7,7 +7,7 @@
 
 namespace pykd::runtime {
 
-// After a job its workers look for the next one for some microseconds, then they sleep.
+// After a job its workers look for the next one for some 50 microseconds, then they sleep.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);  // starts threads - 1

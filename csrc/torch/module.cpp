@@ -32,12 +32,12 @@ void define_loss(pybind11::module& m) {
 // positions [stored], values [stored, block rows, block columns]
 auto sparse_pack(const pybind11::array_t<int64_t, pybind11::array::c_style>& positions,
                  const pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>& values,
-                 int64_t rows, int64_t columns, int64_t groups, at::Device device) {
+                 int64_t rows, int64_t columns, int64_t groups, at::Device device, bool bfloat16) {
   TORCH_CHECK_VALUE(positions.ndim() == 1 && values.ndim() == 3 && values.shape(0) == positions.shape(0),
                     "sparse_pack: values must be [stored, block rows, block columns] for positions [stored]");
-  return pykd::glue::sparse_pack(
-      {positions.data(), values.data(), positions.shape(0), rows, columns, values.shape(1), values.shape(2), groups},
-      device);
+  return pykd::glue::sparse_pack({positions.data(), values.data(), positions.shape(0), rows, columns, values.shape(1),
+                                  values.shape(2), groups, bfloat16},
+                                 device);
 }
 
 }  // namespace
@@ -48,6 +48,9 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda") = static_cast<bool>(PYKD_WITH_CUDA);
   m.attr("cuda_reason") = PYKD_CUDA_REASON;
   m.def("isa", &pykd::cpu_isa_name, "The instruction set the CPU kernels run with: baseline, avx2 or avx512.");
+  m.def(
+      "bfloat16", [] { return pykd::cpu_bfloat16() != pykd::CpuBFloat16::kNone; },
+      "Whether the CPU multiplies bfloat16 itself.");
   m.def("block_norm", wrap_pybind_function_no_gil(pykd::glue::block_norm));
   m.def("block_norm_and_grad", wrap_pybind_function_no_gil(pykd::glue::block_norm_and_grad));
   m.def("block_norm_and_grad_out", wrap_pybind_function_no_gil(pykd::glue::block_norm_and_grad_out));
@@ -59,7 +62,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("noisy_logits_out", wrap_pybind_function_no_gil(pykd::glue::noisy_logits_out));
   m.def("sparse_conv2d", wrap_pybind_function_no_gil(pykd::glue::sparse_conv2d));
   m.def("sparse_linear", wrap_pybind_function_no_gil(pykd::glue::sparse_linear));
-  m.def("sparse_pack", torch::wrap_pybind_function(sparse_pack));
+  m.def("sparse_pack", torch::wrap_pybind_function(sparse_pack), py::arg("positions"), py::arg("values"),
+        py::arg("rows"), py::arg("columns"), py::arg("groups"), py::arg("device"), py::arg("bfloat16") = false);
   m.def("variational_kl", wrap_pybind_function_no_gil(pykd::glue::variational_kl));
   m.def("variational_kl_and_grad", wrap_pybind_function_no_gil(pykd::glue::variational_kl_and_grad));
   m.def("variational_kl_and_grad_out", wrap_pybind_function_no_gil(pykd::glue::variational_kl_and_grad_out));

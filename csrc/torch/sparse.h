@@ -36,7 +36,7 @@ inline at::IntArrayRef head_of(const at::Tensor& packed) {
 inline std::tuple<at::Tensor, at::Tensor, std::vector<int64_t>> sparse_pack(const SparseBlocks& b, at::Device device) {
   constexpr const char* kName = "sparse_pack";
   const c10::impl::ExcludeDispatchKeyGuard untraced(
-      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot}));
+      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot, c10::DispatchKey::Tracer}));
   PYKD_CHECK(b.groups >= 1 && b.rows >= 1 && b.rows % b.groups == 0, kName, ": groups must divide the ", b.rows,
              " outputs, got ", b.groups);
   PYKD_CHECK(b.columns >= 1 && b.rows <= kMostEntries && b.columns <= kMostEntries / b.groups && b.block_rows >= 1 &&

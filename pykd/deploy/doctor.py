@@ -15,6 +15,12 @@ def examine() -> tuple[dict[str, str], bool]:
     if missing:
         findings["missing"] = f"{', '.join(missing)}: run pip install 'pykd[train]'"
     try:
+        from pykd import _runtime
+
+        findings["engine"] = f"built, instruction set {_runtime.isa()}"
+    except ImportError:
+        findings["engine"] = "not built: run pip install . in pykd's source folder"
+    try:
         findings |= _torch()
     except ImportError as error:
         return findings | {"operators": str(error)}, False

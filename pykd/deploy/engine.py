@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +16,7 @@ from pykd.errors import PykdError
 
 LARGEST_BATCH = 256  # rows that go through at a time
 KEPT_BATCHES = 4  # sizes whose plans are kept
-MOST_THREADS = 256
+FLOATS, PIXELS = np.dtype(np.float32), np.dtype(np.uint8)
 
 
 class Choice(NamedTuple):
@@ -38,7 +39,7 @@ class Memory(NamedTuple):
     """Bytes that a batch size needs.
 
     Attributes:
-        weights: in the forms that the planner took; all batch sizes share them.
+        weights: in the forms that the planner took; batch sizes for which a layer has the same form share it.
         workspace: that runs write to.
     """
 
@@ -49,9 +50,10 @@ class Memory(NamedTuple):
 class Model:
     """The network of a model file on the CPU, by the engine: no torch, no framework.
 
-    It may be called by several threads at the same time. What it takes for each layer is measured the first time a
-    batch size comes, and remembered in ``$XDG_CACHE_HOME/pykd/plans.json`` (``~/.cache`` by default; not at all where
-    the environment variable ``PYKD_CACHE`` is ``off``).
+    It may be called by several threads at the same time, and keeps a plan for each of them; a process that was forked
+    plans anew. What it takes for each layer is measured the first time a batch size comes, and remembered in
+    ``$XDG_CACHE_HOME/pykd/plans.json`` (``~/.cache`` by default; not at all where the environment variable
+    ``PYKD_CACHE`` is ``off``).
 
     Args:
         path: of a ``*.pykd.safetensors``; anyone may have written it.
@@ -61,13 +63,16 @@ class Model:
 
     Attributes:
         threads: the same.
+        input_shape: of one row, without the batch.
+        output_shape: of one row's answer.
+        takes_pixels: whether the file says how pixels are normalised.
 
     Raises:
         PykdError: the file cannot be read, or breaks a rule of the format; ``threads`` is not in 1 to 256.
         ImportError: the engine is not compiled here.
 
     Cost: reading checks the whole file. A call on a new batch size plans it, which takes from some milliseconds to a
-    few seconds; any other call takes about a microsecond beside the network itself.
+    few seconds; any other call takes about two microseconds beside the network itself.
 
     Example:
         >>> import tempfile, torch
@@ -81,6 +86,8 @@ class Model:
         True
     """
 
+    _all: ClassVar[weakref.WeakSet[Model]] = weakref.WeakSet()
+
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None, measure: bool = True) -> None:
         try:
             from pykd import _runtime
@@ -89,18 +96,34 @@ class Model:
                 f"pykd's engine is not compiled here ({error}): run `pip install .` in pykd's source folder, "
                 "with PYKD_TORCH=off for the engine alone"
             ) from error
-        self.threads = min(len(os.sched_getaffinity(0)), MOST_THREADS) if threads is None else threads
-        if not 1 <= self.threads <= MOST_THREADS:
-            raise PykdError(f"threads should be 1 to {MOST_THREADS}, got {threads}")
+        self.threads = min(len(os.sched_getaffinity(0)), _runtime.most_threads) if threads is None else threads
+        if type(self.threads) is not int or not 1 <= self.threads <= _runtime.most_threads:
+            raise PykdError(f"threads should be 1 to {_runtime.most_threads}, got {threads}")
         self._settings: dict[str, Any] = {"threads": self.threads, "measure": measure, "cache": _cache()}
         self._runtime = _runtime
-        self._lock = threading.Lock()
-        self._planning = threading.Lock()  # two that measure at once would disturb, and not remember, each other
-        self._idle: OrderedDict[int, list[_runtime.Plan]] = OrderedDict()  # by batch size, the one last used at the end
+        self._begin()
+        name = os.fsencode(path)
+        if b"\0" in name:
+            raise PykdError(f"cannot read {path!r}: a path has no null characters")
         try:
-            self._network = _runtime.Network(os.fsencode(path))
+            self._network = _runtime.Network(name)
         except ValueError as error:
             raise PykdError(str(error)) from None
+        self.input_shape: tuple[int, ...] = self._network.input_shape
+        self.output_shape: tuple[int, ...] = self._network.output_shape
+        self.takes_pixels: bool = self._network.takes_pixels
+        self._all.add(self)
+
+    def _begin(self) -> None:
+        """Without plans: at the start, and in a process that was forked, which has none of their threads."""
+        self._lock = threading.Lock()
+        self._planning = threading.Lock()  # two that measure at once would disturb, and not remember, each other
+        self._idle: OrderedDict[int, list[Any]] = OrderedDict()  # by batch size, the one last used at the end
+
+    @classmethod
+    def _after_fork(cls) -> None:
+        for model in cls._all:
+            model._begin()
 
     def __call__(self, array: ArrayLike) -> NDArray[np.float32]:
         """The answers to a batch.
@@ -120,32 +143,19 @@ class Model:
         if rows.ndim == 0 or rows.shape[1:] != self.input_shape:
             sides = ", ".join(map(str, self.input_shape))
             raise PykdError(f"the file's network takes [rows, {sides}], got {list(rows.shape)}")
-        if rows.dtype == np.uint8 and not self.takes_pixels:
-            raise PykdError("the file does not say how pixels are normalised: give float32")
-        if rows.dtype != np.uint8:
+        if rows.dtype == PIXELS:
+            if not self.takes_pixels:
+                raise PykdError("the file does not say how pixels are normalised: give float32")
+        elif rows.dtype != FLOATS:
             if rows.dtype.kind != "f":
                 raise PykdError(f"the network takes floats, or pixels as uint8, got {rows.dtype}")
-            rows = np.asarray(rows, np.float32)
-        rows = np.require(rows, requirements=["C", "A"])
+            rows = rows.astype(FLOATS)
+        if not (rows.flags.c_contiguous and rows.flags.aligned):
+            rows = np.require(rows, requirements=["C", "A"])
+        if 1 <= len(rows) <= LARGEST_BATCH:
+            return self._part(rows)
         parts = [self._part(rows[at : at + LARGEST_BATCH]) for at in range(0, len(rows), LARGEST_BATCH)]
-        if len(parts) == 1:
-            return parts[0]
         return np.concatenate([np.empty((0, *self.output_shape), np.float32), *parts])
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Of one row, without the batch."""
-        return self._network.input_shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Of one row's answer."""
-        return self._network.output_shape
-
-    @property
-    def takes_pixels(self) -> bool:
-        """Whether the file says how pixels are normalised."""
-        return self._network.takes_pixels
 
     @property
     def ends_in_softmax(self) -> bool:
@@ -201,9 +211,10 @@ class Model:
 
     def _take(self, batch: int) -> Any:
         """A plan that nobody else uses."""
-        with self._lock:
-            if idle := self._idle.get(batch):
-                return idle.pop()
+        try:
+            return self._idle[batch].pop()
+        except (KeyError, IndexError):
+            pass
         try:
             with self._planning:
                 return self._runtime.Plan(self._network, batch, **self._settings)
@@ -211,11 +222,17 @@ class Model:
             raise PykdError(str(error)) from None
 
     def _give_back(self, batch: int, plan: Any) -> None:
-        with self._lock:
-            self._idle.setdefault(batch, []).append(plan)
+        try:
+            self._idle[batch].append(plan)
             self._idle.move_to_end(batch)
-            if len(self._idle) > KEPT_BATCHES:
-                self._idle.popitem(last=False)
+        except KeyError:
+            with self._lock:
+                self._idle.setdefault(batch, []).append(plan)
+                while len(self._idle) > KEPT_BATCHES:
+                    self._idle.popitem(last=False)
+
+
+os.register_at_fork(after_in_child=Model._after_fork)
 
 
 def _cache() -> bytes:

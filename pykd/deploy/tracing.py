@@ -18,6 +18,7 @@ from pykd.deploy.graph import KINDS, Op, Shape, checked_options
 from pykd.deploy.model_file import VALUES, ModelFile, from_bytes, to_bytes, write
 from pykd.deploy.network import FileNetwork
 from pykd.errors import PykdError
+from pykd.nn.sparse import SparseConv2d, SparseLinear
 from pykd.pruning.remove_dead import remove_dead
 from pykd.sparse import SparseWeight
 
@@ -120,6 +121,8 @@ def trace(model: nn.Module, example_input: Tensor, block: tuple[int, int] | None
     for name, module in model.named_modules():
         if type(module).__module__.startswith("pykd.nn."):
             what = f"{name or 'the network'} ({type(module).__name__})"
+            if isinstance(module, (SparseLinear, SparseConv2d)):
+                raise PykdError(f"{what} is sparse already: export the dense network that pykd.nn.sparsify was given")
             raise PykdError(f"{what} cannot be exported as it is: make plain layers of such ones by pykd.nn.plain")
     model = copy.deepcopy(model).cpu().float().eval()
     if type(model).__module__.startswith("torch.nn."):  # a single layer is not to be looked into
@@ -128,11 +131,11 @@ def trace(model: nn.Module, example_input: Tensor, block: tuple[int, int] | None
     rows = example_input[:1].detach().cpu().float() + noise * (torch.arange(CHECKED_ROWS) > 0).view(
         -1, *[1] * (noise.dim() - 1)
     )
-    steps = _Translator(remove_dead(model, rows), rows).steps()
+    steps = _Translator(remove_dead(model, rows.clone()), rows.clone()).steps()  # it may change its input in place
     shape = tuple(rows.shape[1:])
     ops = _numbered(_folded(steps), block)
     with torch.no_grad():
-        answers = model(rows)
+        answers = model(rows.clone())
         difference = (FileNetwork(ModelFile(shape, ops))(rows) - answers).abs().max()
     if not difference <= LARGEST_DIFFERENCE * answers.abs().max():
         raise PykdError(

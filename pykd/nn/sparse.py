@@ -28,11 +28,14 @@ class _Sparse(nn.Module):
 
     bias: Tensor | None
 
-    def __init__(self, weight: SparseWeight, bias: Tensor | None) -> None:
+    def __init__(self, weight: SparseWeight, bias: Tensor | None = None) -> None:
         super().__init__()
         if not isinstance(weight, SparseWeight) or len(weight.shape) != self._sides:
             got = list(weight.shape) if isinstance(weight, SparseWeight) else type(weight).__name__
             raise PykdError(f"weight should be a pykd.sparse.SparseWeight of {self._sides} sides, got {got}")
+        if bias is not None and (not isinstance(bias, Tensor) or bias.shape != (weight.shape[0],)):
+            got = list(bias.shape) if isinstance(bias, Tensor) else repr(bias)
+            raise PykdError(f"bias should be a tensor [{weight.shape[0]}] or None, got {got}")
         self.weight = weight
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
@@ -65,8 +68,14 @@ def _weight_of(shape: tuple[int, ...], values: Tensor, positions: Tensor) -> Spa
     Raises:
         ValueError: it holds none of this shape.
     """
+    if not (isinstance(values, Tensor) and isinstance(positions, Tensor)) or values.is_meta or positions.is_meta:
+        raise ValueError("they are no tensors with numbers")
     if values.dim() != 3 or positions.shape != values.shape[:1] or positions.dtype != torch.int64:
         raise ValueError(f"they are {list(values.shape)} and {list(positions.shape)}")
+    if values.dtype == torch.bfloat16:
+        values = values.float()
+    if values.dtype not in (torch.float32, torch.float16, torch.float64, torch.int8):
+        raise ValueError(f"the values are {values.dtype}")
     block = (values.shape[1], values.shape[2])
     return SparseWeight.from_blocks(shape, block, positions.cpu().numpy().copy(), values.cpu().numpy().copy())
 
@@ -86,7 +95,7 @@ class SparseLinear(_Sparse):
         bias: a buffer, ``[out]``, or None.
 
     Raises:
-        PykdError: no such weight.
+        PykdError: no such weight or bias; in :meth:`from_dense` no such layer.
 
     Example:
         >>> layer = nn.Linear(4, 2)
@@ -101,12 +110,11 @@ class SparseLinear(_Sparse):
 
     _sides = 2
 
-    def __init__(self, weight: SparseWeight, bias: Tensor | None = None) -> None:
-        super().__init__(weight, bias)
-
     @classmethod
     def from_dense(cls, layer: nn.Linear, block: Block | None = None) -> Self:
         """The sparse layer of a dense one's weight, zeros left out; in blocks, or unstructured."""
+        if not isinstance(layer, nn.Linear):
+            raise PykdError(f"a sparse linear layer is made of a torch.nn.Linear, got {type(layer).__name__}")
         return cls(SparseWeight(layer.weight, block=block), layer.bias)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -122,9 +130,11 @@ class SparseConv2d(_Sparse):
 
     Attributes:
         weight, bias: as of :class:`SparseLinear`.
+        stride, padding, dilation, groups: as given.
 
     Raises:
-        PykdError: no such weight; in :meth:`from_dense` padding that is not zeros, or differs on two sides.
+        PykdError: no such weight or bias; in :meth:`from_dense` no such layer, or padding that is not zeros, or differs
+            on two sides.
 
     Example:
         >>> layer = nn.Conv2d(2, 4, 3, padding=1)
@@ -152,6 +162,8 @@ class SparseConv2d(_Sparse):
     @classmethod
     def from_dense(cls, layer: nn.Conv2d, block: Block | None = None) -> Self:
         """The sparse layer of a dense one's weight, as in :meth:`SparseLinear.from_dense`."""
+        if not isinstance(layer, nn.Conv2d):
+            raise PykdError(f"a sparse convolution is made of a torch.nn.Conv2d, got {type(layer).__name__}")
         if layer.padding_mode != "zeros":
             raise PykdError(f"a sparse convolution pads with zeros, not {layer.padding_mode}: keep that layer dense")
         weight = SparseWeight(layer.weight, block=block)
@@ -160,6 +172,8 @@ class SparseConv2d(_Sparse):
 
     def forward(self, input: Tensor) -> Tensor:
         shape = (self.stride, self.padding, self.dilation, self.groups)
+        if input.dim() == 3:  # an image alone, as torch.nn.Conv2d takes it
+            return sparse_conv2d(input[None], self.weight, self.bias, *shape)[0]
         return sparse_conv2d(input, self.weight, self.bias, *shape)
 
     def extra_repr(self) -> str:
@@ -206,16 +220,16 @@ def sparsify(
         model: any network; it is not changed.
         example_input: what the model is called with: a tensor, or a tuple of arguments.
         blocks: the sparse forms that are tried; (1, 1) is unstructured.
-        seconds: about how long a form of a layer is timed; one that is slow gets three calls at least.
+        seconds: about how long a form of a layer is timed; a slow one gets eight passes all the same.
 
     Returns:
         The copy, in eval mode and without gradients. Its attribute ``sparsified`` maps the name of each layer that was
         timed to its :class:`Timed`.
 
     Raises:
-        PykdError: a block that is none.
+        PykdError: a block that is none, or a network that uses the weights of such layers itself.
 
-    Cost: a forward pass, and per layer and form a packed weight and about ``seconds``.
+    Cost: two forward passes, and per layer and form a packed weight and about ``seconds``.
 
     Example:
         >>> layer = nn.Linear(512, 512)
@@ -241,15 +255,24 @@ def sparsify(
                     faster[id(layer)] = forms[timed.form]
         # Masked weights are computed anew by every pass; without gradients they can be copied.
         fast = _changed(model, lambda layer, original: faster.get(id(original), layer))
+        fast.eval().requires_grad_(False)
+        try:
+            fast(*arguments)
+        except (AttributeError, TypeError) as error:
+            raise PykdError(
+                f"the network does not run with sparse layers ({error}): where it uses a layer's weight itself, "
+                "convert the other layers one by one, by SparseLinear.from_dense and SparseConv2d.from_dense"
+            ) from error
     fast.__dict__["sparsified"] = found
-    return fast.eval().requires_grad_(False)
+    return fast
 
 
 def _kind(layer: nn.Module) -> Any:
     """The sparse class of a layer; None: it has none, or hooks see what it does."""
     hooks = [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]
     alone = "forward" not in layer.__dict__ and all(isinstance(hook, BasePruningMethod) for hook in hooks)
-    return _KINDS.get(type(layer).forward) if alone else None
+    own = getattr(type(layer), "_conv_forward", nn.Conv2d._conv_forward) is not nn.Conv2d._conv_forward
+    return _KINDS.get(type(layer).forward) if alone and not own else None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,11 +30,16 @@ class Tiles(NamedTuple):
 def pack(weight: SparseWeight, groups: int, device: torch.device) -> Tiles:
     """Makes the tiles and keeps them as ``weight.tiles[groups, device]``.
 
+    Raises:
+        ValueError: a float64 weight with values that float32 does not hold.
+
     Cost: a pass over the stored values, rounded to float32, and a copy to the device.
     """
-    shape = matrix_shape(weight.shape)
+    if weight.values.itemsize > 4 and not np.isfinite(weight.values.astype(np.float32)).all():
+        raise ValueError("a weight's values must be within float32, whose largest is 3.4e38")
+    shape, bfloat16 = matrix_shape(weight.shape), device.type == "cpu" and _C.bfloat16()
     weight.tiles[groups, device] = tiles = Tiles(
-        *_C.sparse_pack(weight.positions, weight.values, *shape, groups, device)
+        *_C.sparse_pack(weight.positions, weight.values, *shape, groups, device, bfloat16)
     )
     return tiles
 

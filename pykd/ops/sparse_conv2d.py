@@ -54,8 +54,8 @@ def sparse_conv2d(
 
     Cost:
         A multiplication for each stored value and pixel of the output, in float32, and a copy of the input with its
-        padding; a pass more over the output of half types and, for many images of up to 8 columns, of all. Weights of
-        several groups are read as unstructured where a block holds rows of two groups.
+        padding; a pass more over the output of half types and, for many images with outputs of up to 16 columns, of
+        all. Weights of several groups are read as unstructured where a block holds rows of two groups.
 
     Determinism:
         Bitwise reproducible on one device and build, for any number of threads.
@@ -79,8 +79,9 @@ def sparse_conv2d(
 
 
 def _pair(op: str, argument: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(each, int) for each in value):
-        return value[0], value[1]
+    pair = (value, value) if isinstance(value, int) else value
+    if isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(each, int) for each in pair):
+        if max(map(abs, pair)) >= 1 << 63:
+            raise ValueError(f"{op}: {argument} must be one or two integers < 2^31, got {value!r}")
+        return pair[0], pair[1]
     raise TypeError(f"{op}: {argument} must be one or two integers, got {value!r}")

@@ -41,9 +41,12 @@ def sparse_linear(
         None: call it under ``torch.no_grad()`` or ``torch.inference_mode()``.
 
     Cost:
-        A multiplication for each stored value and row, in float32. One row, and any number of them for blocks of 16
-        rows, are read as they lie; more go through panels of 16 or 32, a pass over inputs and outputs each. Two or
-        three microseconds for the call; threads share work above about 10 us. Packing takes a pass over the weight.
+        A multiplication for each stored value and row, in float32. One row, up to r + 1 of them for blocks of r = 2, 4
+        or 8 rows, and any number for blocks of 16 are read as they lie; more go through panels of 16 or 32, a pass over
+        inputs and outputs each. Where the processor multiplies bfloat16 itself (AMX, AVX-512-BF16, BFDOT), it does so
+        for an input of bfloat16 and blocks of 9 to 16 rows and an even number of columns whose values bfloat16 holds;
+        sums are float32 all the same. Three microseconds for the call; threads share work above about 10 us. Packing
+        takes a pass over the weight.
 
     Determinism:
         Bitwise reproducible on one device and build, for any number of threads.

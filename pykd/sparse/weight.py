@@ -127,9 +127,11 @@ class SparseWeight:
     def _lay_out(self, shape: Sequence[int], block: tuple[int, int]) -> None:
         """Takes shape and block and finds the grid."""
         self.tiles: dict[Any, Any] = {}
-        if not (len(block) == 2 and all(type(side) is int and side >= 1 for side in block)):
+        if not (isinstance(block, tuple | list) and len(block) == 2 and all(type(n) is int and n >= 1 for n in block)):
             raise ValueError(f"block should be (rows, columns), both at least 1, got {block!r}")
         self.shape = tuple(shape)
+        if len(self.shape) not in (2, 4) or min(self.shape) < 1:
+            raise ValueError(f"a weight should be [out, in] or [out, in, kh, kw] with entries, got {list(shape)}")
         matrix = matrix_shape(self.shape)
         self.block = (min(block[0], matrix[0]), min(block[1], matrix[1]))
         self.grid = (-(-matrix[0] // self.block[0]), -(-matrix[1] // self.block[1]))

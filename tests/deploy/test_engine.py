@@ -1,5 +1,7 @@
 """The engine answers as PyTorch does, for every network, weight, batch and number of threads."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -155,6 +157,29 @@ def test_calls_from_many_threads(everything):
     assert found == {expected.tobytes()}
 
 
+def test_a_forked_process_answers(everything):
+    """Its plans are its own: the parent's threads are not there."""
+    model, inputs = Model(everything, threads=2, measure=False), rows((3, 17, 16), 64)
+    answers = model(inputs)
+    if (child := os.fork()) == 0:
+        signal.alarm(60)
+        os._exit(not np.array_equal(model(inputs), answers))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert np.array_equal(model(inputs), answers)
+
+
+def test_the_end_of_the_process_interrupts_calls(everything):
+    program = (
+        "import threading, time, numpy; from pykd.deploy import Model;"
+        f"model = Model({str(everything)!r}, threads=2, measure=False); x = numpy.zeros((64, 3, 17, 16), numpy.uint8)\n"
+        "def loop():\n  while True: model(x)\n"
+        "for _ in range(3): threading.Thread(target=loop, daemon=True).start()\n"
+        "time.sleep(0.3)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_same_file_gives_the_same_bits(everything):
     inputs = rows((3, 17, 16), 4)
     first, second = (Model(everything, measure=False)(inputs) for _ in range(2))
@@ -209,7 +234,7 @@ def test_pixels_without_a_rule(tmp_path):
         Model(tmp_path / "a.pykd.safetensors")(np.zeros((1, 4), np.uint8))
 
 
-@pytest.mark.parametrize("threads", [0, -1, 257])
+@pytest.mark.parametrize("threads", [0, -1, 257, 1.5, "2"])
 def test_threads_out_of_range(everything, threads):
     with pytest.raises(PykdError, match=f"threads should be 1 to 256, got {threads}"):
         Model(everything, threads=threads)
@@ -218,6 +243,8 @@ def test_threads_out_of_range(everything, threads):
 def test_broken_files(everything, tmp_path):
     with pytest.raises(PykdError, match=r"cannot read .*nowhere.*: No such file or directory"):
         Model(tmp_path / "nowhere")
+    with pytest.raises(PykdError, match="a path has no null characters"):
+        Model(f"{everything}\0")
     with pytest.raises(PykdError, match="is no model file"):
         Model(tmp_path)
     broken = tmp_path / "a.pykd.safetensors"

@@ -126,6 +126,25 @@ def test_layers_that_work_in_place(tmp_path):
     assert close(answers(load(tmp_path / "a.pykd.safetensors"), rows((4,))), answers(network, rows((4,))))
 
 
+class ChangesItsInput(nn.Module):
+    """The layer reads what the flattened view was written over with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.relu = nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.relu(x.flatten(1))
+        return self.layer(x)
+
+
+def test_networks_that_change_their_input_are_refused_or_right(tmp_path):
+    network, given = ChangesItsInput(), rows((1, 5, 5))
+    with pytest.raises(PykdError, match="beside the network itself"):
+        export(network, tmp_path / "a.pykd.safetensors", given)
+    assert given.equal(rows((1, 5, 5)))
+
+
 def test_what_the_file_says(tmp_path):
     network, shape = NETWORKS["mlp"]
     about = {"normalization": ((0.25,), (0.5,)), "class_names": list("0123456789"), "licence": "CC0-1.0"}
@@ -238,6 +257,12 @@ def test_a_layer_with_a_forward_of_its_own_is_another_layer(tmp_path):
 def test_variational_layers_say_how_they_become_plain(tmp_path):
     network = pykd.nn.variational(nn.Sequential(nn.Linear(3, 3)))
     with pytest.raises(PykdError, match=r"0 \(VariationalLinear\).*pykd\.nn\.plain"):
+        export(network, tmp_path / "a.pykd.safetensors", torch.zeros(1, 3))
+
+
+def test_sparse_layers_say_what_to_export(tmp_path):
+    network = nn.Sequential(pykd.nn.SparseLinear.from_dense(nn.Linear(3, 3)))
+    with pytest.raises(PykdError, match=r"0 \(SparseLinear\) is sparse already: export the dense network"):
         export(network, tmp_path / "a.pykd.safetensors", torch.zeros(1, 3))
 
 

@@ -46,6 +46,8 @@ def folder(tmp_path_factory):
     pixels = ((0.5, 0.4, 0.3), (0.25, 0.5, 0.125))
     export(colours, folder / "colours.pykd.safetensors", torch.zeros(1, 3, 6, 5), normalization=pixels)
     export(nn.Conv2d(1, 2, 3), folder / "maps.pykd.safetensors", torch.zeros(1, 1, 8, 8))
+    few = pykd.models.build("mlp", in_shape=(1, 8, 8), classes=3, widths=[4])
+    export(few, folder / "few.pykd.safetensors", torch.zeros(1, 1, 8, 8), provenance={"data": "digits"})
     np.save(folder / "pixels.npy", DIGITS.images[:5].numpy())
     np.save(folder / "floats.npy", _floats(70))
     np.save(folder / "one.npy", _floats(1)[0])
@@ -159,7 +161,8 @@ def test_answers_as_they_are(folder, program, tmp_path):
 def test_images_are_resized_if_asked(folder):
     file = folder / "digits.pykd.safetensors"
     said = command("run", file, "--input", folder / "large.png", "--resize", "--top", 1).stdout
-    assert len(lines(said)) == 1
+    pixels = np.asarray(Image.open(folder / "large.png").convert("L").resize((8, 8), Image.Resampling.BILINEAR))
+    assert_same(lines(said), expected(file, pixels[None, None], 1))
 
 
 def test_rows_of_the_test_data(folder):
@@ -176,7 +179,7 @@ def test_rows_of_the_test_data(folder):
 
 def test_bench(folder, tmp_path):
     file = folder / "digits.pykd.safetensors"
-    said = command("bench", file, "--batch", 3, "--seconds", 0.05, "--json", tmp_path / "a.json").stdout
+    said = command("bench", file, "--batch", 3, "--seconds", 0.05, "--output", tmp_path / "a.json").stdout
     record = json.loads((tmp_path / "a.json").read_bytes())
     us = record["us"]
     assert 0 < us["min"] <= us["median"] <= us["p90"] <= us["p99"]
@@ -206,6 +209,17 @@ def test_the_program_helps(program):
     assert answered(program, code=2).stderr.startswith("usage: pykd-run FILE")
 
 
+def test_the_header_is_c(tmp_path):
+    """Its own example, as a compiler of C reads it."""
+    header = ROOT / "csrc" / "runtime" / "pykd.h"
+    example = "\n".join(re.findall(r"^ \*   (.+)$", header.read_text(), re.MULTILINE)).replace("//", "; //")
+    code = "int main(void) {{\n  static float image[1], answer[1];\n  size_t inputs = 1, outputs = 1;\n{}\nreturn 0; }}"
+    (tmp_path / "a.c").write_text(f'#include <stdio.h>\n#include "{header}"\n' + code.format(example))
+    if not (compiler := shutil.which("cc")):
+        pytest.skip("no C compiler is installed")
+    subprocess.run([compiler, "-std=c99", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", tmp_path / "a.c"], check=True)
+
+
 def test_the_program_needs_system_libraries_alone(program):
     listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
     found = {line.split()[0].rpartition("/")[2].partition(".so")[0] for line in listed.splitlines()}
@@ -229,6 +243,7 @@ def test_the_program_needs_system_libraries_alone(program):
         (["run", "maps", "--rows", "2"], "nothing says which data to use: add --set data.name=NAME", 2),
         (["run", "digits", "--input", "one.npy", "--output", "/proc/a.npy"], "cannot write /proc/a.npy", 1),
         (["run", "digits", "--input", "one.npy", "--threads", "1000"], "threads should be 1 to 256", 1),
+        (["run", "few", "--rows", "9"], "has 3 classes, the data has the label 8: give the data it was made for", 1),
         (["bench", "digits", "--device", "cuda"], "this build's engine works on the CPU alone", 2),
         (["bench", "digits", "--batch", "70000"], "batch", 1),
     ],
@@ -270,6 +285,6 @@ def test_the_program_fails_in_one_sentence(folder, program, words, sentence, cod
 
 def _located(folder, words):
     """The words, files among them by their paths."""
-    names = {"digits", "colours", "maps"}
+    names = {"digits", "colours", "few", "maps"}
     files = [f"{word}.pykd.safetensors" if word in names else word for word in words]
     return [folder / word if ("." in word and "/" not in word) or word == "nowhere" else word for word in files]

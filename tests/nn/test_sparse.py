@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -154,10 +155,31 @@ def test_weights_of_other_shapes_are_refused() -> None:
         SparseConv2d(SparseWeight(np.ones((2, 3), np.float32)))
     with pytest.raises(PykdError, match="SparseWeight of 2 sides, got Tensor"):
         SparseLinear(torch.ones(2, 3))
+    with pytest.raises(PykdError, match=r"bias should be a tensor \[2\] or None, got \[3\]"):
+        SparseLinear(SparseWeight(np.ones((2, 3), np.float32)), torch.ones(3))
+    with pytest.raises(PykdError, match=r"made of a torch\.nn\.Linear, got Conv2d"):
+        SparseLinear.from_dense(nn.Conv2d(2, 2, 3))
+    with pytest.raises(PykdError, match=r"made of a torch\.nn\.Conv2d, got ConvTranspose2d"):
+        SparseConv2d.from_dense(nn.ConvTranspose2d(2, 2, 3))
     with pytest.raises(PykdError, match="pads with zeros, not circular: keep that layer dense"):
         SparseConv2d.from_dense(nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"))
     with pytest.raises(PykdError, match="differs on two sides"):
         SparseConv2d.from_dense(nn.Conv2d(2, 2, 4, padding="same"))
+
+
+def test_an_image_alone() -> None:
+    layer = nn.Conv2d(3, 8, 3)
+    sparse, image = SparseConv2d.from_dense(layer), torch.randn(3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(sparse(image), layer(image))
+
+
+def test_traces_before_its_first_call() -> None:
+    layer, x = nn.Linear(8, 8), torch.randn(2, 8)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(SparseLinear.from_dense(layer), x)
+        torch.testing.assert_close(traced(x), layer(x))
 
 
 # ---- sparsify ----
@@ -255,9 +277,14 @@ def test_layers_that_cannot_be_replaced_stay(sparse_wins: None) -> None:
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input) + 1
 
+    class Standardised(nn.Conv2d):
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return super()._conv_forward(input, weight - weight.mean(), bias)
+
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            self.standardised = Standardised(1, 1, 3, padding=1)
             self.hooked, self.own, self.wide = nn.Linear(8, 8), Own(8, 8), nn.Linear(8, 8).double()
             self.idle, self.same = nn.Linear(8, 8), nn.Conv2d(1, 1, (1, 4), padding="same")
             self.circular = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")
@@ -270,13 +297,27 @@ def test_layers_that_cannot_be_replaced_stay(sparse_wins: None) -> None:
 
         def forward(self, input: Tensor) -> Tensor:
             x = self.wide(self.own(self.hooked(input)).double()).float()
-            return self.encoder(self.same(self.circular(x[:, None]))[:, 0])
+            return self.encoder(self.same(self.circular(self.standardised(x[:, None])))[:, 0])
 
     original, x = Network().eval(), torch.randn(2, 5, 8)
     fast = sparsify(original, x)
     assert fast.sparsified == {}
     with torch.no_grad():
         assert fast(x).equal(original(x))
+
+
+def test_networks_that_use_the_weights_themselves_are_told(sparse_wins: None) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+            self.linear.weight.data.tril_()
+
+        def forward(self, input: Tensor) -> Tensor:
+            return self.linear(input.to(self.linear.weight.dtype))
+
+    with pytest.raises(PykdError, match=r"does not run with sparse layers .*'dtype'.* uses a layer's weight itself"):
+        sparsify(Network(), torch.ones(2, 6))
 
 
 def test_several_arguments_and_bad_blocks() -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from pykd import _C, reference
 from pykd.ops import sparse_linear
+from pykd.ops._sparse import Tiles
 from pykd.sparse import SparseWeight
 from pykd.testing import DEVICES, assert_matches, logits, pruned
 
@@ -79,6 +80,27 @@ def test_matches_reference_for_any_strides(block, strides, device):
 def test_matches_reference_for_stored_dtypes(dtype):
     dense = np.random.default_rng(8).integers(-3, 4, (9, 12)).astype(dtype)
     check(logits((5, 12), torch.float32, "cpu", seed=9), SparseWeight(dense))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64, 85])
+@pytest.mark.parametrize("block", [(16, 16), (16, 32), (12, 6)], ids=str)
+def test_blocks_of_bfloat16(block, rows):
+    """By the processor's own products of bfloat16, or by the same sums where it has none; the input chooses them."""
+    cpu, dense = torch.device("cpu"), pruned((40, 128), block, 0.7, seed=3).dense()
+    weight = SparseWeight(torch.from_numpy(dense).bfloat16(), block=block)
+    plain = _C.sparse_pack(weight.positions, weight.values, 40, 128, 1, cpu)
+    weight.tiles[1, cpu] = tiles = Tiles(*_C.sparse_pack(weight.positions, weight.values, 40, 128, 1, cpu, True))
+    assert tiles.packed.numel() > plain[0].numel()
+    bias = logits((40,), torch.float32, "cpu", seed=4)
+    for dtype in DTYPES:
+        check(logits((rows, 128), dtype, "cpu", seed=5), weight, bias, activation="relu" if rows % 2 else None)
+
+
+def test_bfloat16_loses_nothing():
+    """Values that it does not hold stay float32."""
+    weight = pruned((32, 32), (16, 16), 0.5, seed=3)
+    sizes = [_C.sparse_pack(weight.positions, weight.values, 32, 32, 1, X.device, asked)[0].numel() for asked in (0, 1)]
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("device", DEVICES)

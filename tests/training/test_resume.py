@@ -246,7 +246,7 @@ def test_folder_in_use_is_refused(tmp_path: Path) -> None:
 
 def test_unwritable_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(PykdError, match=r"cannot write .*file.*; give another --out"):
+    with pytest.raises(PykdError, match=r"cannot write .*file.*; write it somewhere else"):
         train(tmp_path / "file" / "run")
 
 

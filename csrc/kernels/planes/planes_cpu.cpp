@@ -74,13 +74,22 @@ Reach reach_of(const PlaneSide& side, int64_t phase) {
   return {smaller(begin, side.places), smaller(end, side.places), x};
 }
 
-// A row of a channel of the images to one of each phase, zeros around it.
+// A row of a channel of the images to one of each phase, zeros around it. Where a vector's floats of other rows follow
+// in both, whole vectors may be read and written.
 template <class Load>
 inline void pack_row(const PlaneLayout& l, const Reach* reaches, const Load& load_image, const char* from,
-                     int64_t image_bytes, int64_t present, float* to) {
+                     int64_t image_bytes, int64_t present, bool follows, float* to) {
   const PlaneSide& side = l.horizontal;
   for (int64_t phase = 0; phase < side.phases; ++phase, to += l.phase_stride()) {
     const Reach reach = phase < kReaches ? reaches[phase] : reach_of(side, phase);
+    if (follows && l.lanes == 1 && side.step == 1) {
+      const char* const first = from + (reach.x - reach.begin) * Load::kBytes;
+      for (int64_t place = 0; place < reach.begin; place += kLanes) store(to + place, Floats{});
+      for (int64_t place = reach.begin; place < reach.end; place += kLanes)
+        store(to + place, load_image(first + place * Load::kBytes, kLanes));
+      for (int64_t place = reach.end; place < side.places; place += kLanes) store(to + place, Floats{});
+      continue;
+    }
     clear(to, reach.begin * l.lanes);
     clear(to + reach.end * l.lanes, (side.places - reach.end) * l.lanes);
     int64_t place = reach.begin;
@@ -101,10 +110,16 @@ inline void pack_row(const PlaneLayout& l, const Reach* reaches, const Load& loa
       for (int64_t lane = 0; lane < l.lanes; lane += kLanes)
         for (int64_t at = 0; at < smaller(kLine, reach.end - place); at += kLanes) {
           const int64_t n = smaller(kLanes, reach.end - place - at);
+          const char* const image = pixel + lane * image_bytes + at * Load::kBytes;
           Floats square[kLanes];
+          if (n == kLanes && lane + kLanes <= present) {
+            for (int64_t i = 0; i < kLanes; ++i) square[i] = load_image(image + i * image_bytes, kLanes);
+            transpose(square);
+            for (int64_t i = 0; i < kLanes; ++i) store(to + (place + at + i) * l.lanes + lane, square[i]);
+            continue;
+          }
           for (int64_t i = 0; i < kLanes; ++i)
-            square[i] =
-                lane + i < present ? load_image(pixel + (lane + i) * image_bytes + at * Load::kBytes, n) : Floats{};
+            square[i] = lane + i < present ? load_image(image + i * image_bytes, n) : Floats{};
           transpose(square);
           for (int64_t i = 0; i < n; ++i) store(to + (place + at + i) * l.lanes + lane, square[i]);
         }
@@ -128,7 +143,10 @@ void pack(const PackPlanes& a, const Load& load_image, int64_t group, int64_t ch
       const int64_t y = l.vertical.coordinate(phase, place);
       float* const row = to + place * l.row_stride();
       if (y >= 0 && y < l.vertical.length)
-        pack_row(l, reaches, load_image, images + y * row_bytes, image_bytes, present, row);
+        pack_row(l, reaches, load_image, images + y * row_bytes, image_bytes, present,
+                 smaller((l.vertical.length - 1 - y) * l.horizontal.length,
+                         (l.vertical.places - 1 - place) * l.horizontal.places) >= kLanes,
+                 row);
       else
         for (int64_t i = 0; i < l.horizontal.phases; ++i) clear(row + i * l.phase_stride(), l.row_stride());
     }

@@ -1,7 +1,7 @@
 // A convolution whose weight is sparse, with bias and ReLU, directly on the image: no im2col.
 //
-//   output[b, o, y, x] = activation(bias[o] + sum_(c,i,j) weight[o, c, i, j] * input[b, c, y s + i d - p, x s + j d -
-//   p])
+//   output[b, o, y, x] =
+//       activation(bias[o] + sum_(c,i,j) weight[o, c, i, j] * input[b, c, y s + i d - p, x s + j d - p])
 //
 // The input lies in planes (core/planes.h): a column (c, i, j) of the weight is an offset into a group's planes, the
 // same for every place of the output, and the places of a plane are what a panel is for sparse_linear.
@@ -35,7 +35,7 @@ struct SparseConv2d {
 // Single-threaded over the groups [begin, end), for the tiles [tile_begin, tile_end): the caller owns the threads.
 void sparse_conv2d_cpu(const SparseConv2d& args, int64_t begin, int64_t end, int64_t tile_begin, int64_t tile_end);
 
-// All of it for `groups` groups and `out` outputs, enqueued on `stream`; never synchronises, never allocates.
-CudaStatus sparse_conv2d_cuda(const SparseConv2d& args, int64_t groups, int64_t out, CUstream_st* stream);
+// All of it for `groups` groups, enqueued on `stream`; never synchronises, never allocates.
+CudaStatus sparse_conv2d_cuda(const SparseConv2d& args, int64_t groups, CUstream_st* stream);
 
 }  // namespace pykd

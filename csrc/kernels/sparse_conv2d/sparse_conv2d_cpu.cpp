@@ -13,10 +13,11 @@ namespace {
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// What a stretch of n floats costs: a step for each vector, and one more each time the weight is read.
-int64_t cost(const SparseTiles& w, int64_t n) {
+// What a stretch of n floats costs: a step for each vector, another each time the weight is read, and a tenth of one
+// for a vector whose results are scattered.
+int64_t cost(const SparseTiles& w, int64_t n, bool scattered) {
   const int64_t vectors = (n + kLanes - 1) / kLanes, step = vectors_at_once(w, vectors);
-  return vectors + (vectors + step - 1) / step;
+  return vectors * (scattered ? 11 : 10) + (vectors + step - 1) / step * 10;
 }
 
 // Results of consecutive places to where they belong: pieces of rows.
@@ -65,7 +66,8 @@ void run_places(const SparseConv2d& a, int64_t group, int64_t tile_begin, int64_
 void sparse_conv2d_cpu(const SparseConv2d& a, int64_t begin, int64_t end, int64_t tile_begin, int64_t tile_end) {
   const int64_t width = a.out_width * a.lanes, through = (a.out_height - 1) * a.row_stride + width;
   // Rows of more padding than kernel reach into the next ones.
-  const bool by_rows = width > a.row_stride || a.out_height * cost(a.weight, width) <= cost(a.weight, through);
+  const bool by_rows = width > a.row_stride || a.out_height * cost(a.weight, width, width % kLanes != 0) <=
+                                                   cost(a.weight, through, width < a.row_stride);
   const int64_t stretch = by_rows ? width : through;
   const int64_t step = kLanes * vectors_at_once(a.weight, (stretch + kLanes - 1) / kLanes);
   const auto run = [&](int64_t group, int64_t place, int64_t vectors, const Pieces& pieces) {

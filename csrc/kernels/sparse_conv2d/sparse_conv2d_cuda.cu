@@ -4,7 +4,7 @@
 
 // Places are those of the output alone: none is computed for the borders between rows. A thread's neighbours read its
 // neighbours in the planes, broken where a row ends.
-pykd::CudaStatus pykd::sparse_conv2d_cuda(const SparseConv2d& args, int64_t groups, int64_t, CUstream_st* stream) {
+pykd::CudaStatus pykd::sparse_conv2d_cuda(const SparseConv2d& args, int64_t groups, CUstream_st* stream) {
   const int64_t row = args.out_width * args.lanes;
   return cuda::launch_panels(args.weight,
                              {.count = groups * args.out_height * row,

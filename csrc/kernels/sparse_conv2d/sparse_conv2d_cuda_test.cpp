@@ -32,7 +32,7 @@ void test(const Case& c, std::mt19937& random) {
       {w.panels(), planes.data(), offsets.data(), group_stride, row_stride, c.lanes, c.height, c.width,
        reinterpret_cast<float*>(output.data()), c.out * out_channel, out_channel, out_row,
        has_bias ? bias.data() : nullptr, relu ? pykd::Activation::kRelu : pykd::Activation::kNone},
-      c.groups, c.out, nullptr);
+      c.groups, nullptr);
   bool right = status == 0;
   int64_t written = 0;
   for (int64_t i = 0; i < c.groups * c.out * out_channel; ++i) written += !std::isnan(output.get(i));

@@ -23,27 +23,38 @@ using pykd::UnpackPlanes;
 
 struct Kernels {
   const char* name;
-  void (*conv)(const SparseConv2d&, int64_t groups, int64_t out);
+  void (*conv)(const SparseConv2d&, int64_t groups);
   void (*pack)(const PackPlanes&, int64_t channels);
   void (*unpack)(const UnpackPlanes&, int64_t channels);
 };
 
 template <void (*kCpu)(const SparseConv2d&, int64_t, int64_t, int64_t, int64_t)>
-void conv_cpu(const SparseConv2d& args, int64_t groups, int64_t) {
+void conv_cpu(const SparseConv2d& args, int64_t groups) {
   kCpu(args, 0, groups, 0, args.weight.tiles);
 }
 template <auto kCpu, class Args>
 void all_channels(const Args& args, int64_t channels) {
   kCpu(args, 0, channels);
 }
-void conv_apart(const SparseConv2d& args, int64_t groups, int64_t) {
+void conv_apart(const SparseConv2d& args, int64_t groups) {
   for (int64_t group = 0; group < groups; ++group)
     for (int64_t part = 0; part < 3; ++part)
       pykd::sparse_conv2d_cpu(args, group, group + 1, pykd::tile_of_part(args.weight, part, 3),
                               pykd::tile_of_part(args.weight, part + 1, 3));
 }
-void conv_cuda(const SparseConv2d& args, int64_t groups, int64_t out) {
-  check(pykd::sparse_conv2d_cuda(args, groups, out, nullptr) == 0, "the launch");
+// With the places of the columns looked up beforehand.
+void conv_places(const SparseConv2d& args, int64_t groups) {
+  SparseConv2d resolved = args;
+  std::vector<int32_t> places;
+  if (args.weight.pairs) {
+    for (int64_t i = 0; i < 2 * args.weight.runs; ++i) places.push_back(args.offsets[args.weight.columns[i]]);
+    resolved.weight.columns = places.data();
+    resolved.offsets = nullptr;
+  }
+  pykd::sparse_conv2d_cpu(resolved, 0, groups, 0, args.weight.tiles);
+}
+void conv_cuda(const SparseConv2d& args, int64_t groups) {
+  check(pykd::sparse_conv2d_cuda(args, groups, nullptr) == 0, "the launch");
 }
 void pack_cuda(const PackPlanes& args, int64_t) { check(pykd::pack_planes_cuda(args, nullptr) == 0, "the launch"); }
 void unpack_cuda(const UnpackPlanes& args, int64_t) {
@@ -57,6 +68,8 @@ void unpack_cuda(const UnpackPlanes& args, int64_t) {
 std::vector<Kernels> kernels() {
   std::vector<Kernels> all = {{"cpu", PYKD_KERNELS(pykd)},
                               {"cpu, parts apart", conv_apart, all_channels<pykd::pack_planes_cpu, PackPlanes>,
+                               all_channels<pykd::unpack_planes_cpu, UnpackPlanes>},
+                              {"cpu, places", conv_places, all_channels<pykd::pack_planes_cpu, PackPlanes>,
                                all_channels<pykd::unpack_planes_cpu, UnpackPlanes>}};
 #if defined(__x86_64__)
   all.push_back({"baseline", PYKD_KERNELS(pykd::baseline)});
@@ -83,7 +96,8 @@ void test(const Case& c, std::mt19937& random) {
   const SparseMatrix w(c.out, c.channels / c.groups * taps, c.block_rows, c.block_columns, c.density, random, c.groups);
   const int64_t pixels = c.height * c.width;
   const std::vector<float> images = filled(c.batch * c.channels * pixels, random), bias = filled(c.out, random);
-  const PlaneLayout layout = pykd::conv2d_planes(g, c.lanes);
+  const bool each_tap = random() % 3 == 0;
+  const PlaneLayout layout = pykd::conv2d_planes(g, c.lanes, each_tap);
   const int64_t groups = layout.groups(c.batch);
   const bool relu = random() % 2, has_bias = random() % 2;
   // The output in planes of its own: rows with a border on both sides that nobody may touch.
@@ -128,7 +142,7 @@ void test(const Case& c, std::mt19937& random) {
         {w.panels(), planes_data, offsets.data(), layout.group_stride(), layout.row_stride(), c.lanes, out_h, out_w,
          output_data + border * (to.row_stride() + c.lanes), to.group_stride(), to.channel_stride(), to.row_stride(),
          has_bias ? bias.data() : nullptr, relu ? pykd::Activation::kRelu : pykd::Activation::kNone},
-        groups, c.out);
+        groups);
     kernel.unpack({output_data, answer.data(), c.batch, to, DType::kFloat32}, groups * c.out);
     const std::string name = kernel.name + described({{"batch", c.batch},
                                                       {"channels", c.channels},
@@ -147,6 +161,7 @@ void test(const Case& c, std::mt19937& random) {
                                                       {"block", c.block_rows},
                                                       {"by", c.block_columns},
                                                       {"lanes", c.lanes},
+                                                      {"taps", each_tap},
                                                       {"density", c.density}});
     bool right = true;
     for (size_t i = 0; i < wanted.size(); ++i)

@@ -2,8 +2,8 @@
 //
 //   output[b, o] = activation(bias[o] + sum_i weight[o, i] * input[b, i])
 //
-// The sum runs over the stored values alone, in float32, in the order of the columns, one rounding a step; the bias
-// comes last.
+// The sum runs over the stored values alone, in float32: of panels in the order of the columns, of rows as they lie in
+// a few partial sums. The bias comes last.
 #pragma once
 
 #include "core/dtype.h"

@@ -112,10 +112,23 @@ void pair(const SparseLinear& a, int64_t tile, int64_t b) {
   const float* value = w.values + 2 * int64_t{w.starts[tile]};
   const float* const end = w.values + 2 * int64_t{w.starts[tile + 1]};
   const int32_t* column = w.columns + 2 * int64_t{w.starts[tile]};
-  Four sums{};
-  for (; value + 4 <= end; value += 4, column += 4)
-    sums += load<Four>(value) * Four{input[column[0]], input[column[1]], input[column[2]], input[column[3]]};
-  if (value < end) sums += Four{value[0], value[1]} * Four{input[column[0]], input[column[1]]};
+  const auto product = [&](const float* values, const int32_t* columns) {
+    const int64_t two = load<int64_t>(columns), next = load<int64_t>(columns + 2);
+    return load<Four>(values) * Four{input[static_cast<int32_t>(two)], input[two >> 32],
+                                     input[static_cast<int32_t>(next)], input[next >> 32]};
+  };
+  Four sums{}, others{};  // a sum waits for the last one four cycles
+  for (; value + 8 <= end; value += 8, column += 8) {
+    sums += product(value, column);
+    others += product(value + 4, column + 4);
+  }
+  if (value + 4 <= end) {
+    sums += product(value, column);
+    value += 4;
+    column += 4;
+  }
+  if (value < end) others += Four{value[0], value[1]} * Four{input[column[0]], input[column[1]]};
+  sums += others;
   put(a, b, tile, 0, sums[0] + sums[2]);
   put(a, b, tile, 1, sums[1] + sums[3]);
 }

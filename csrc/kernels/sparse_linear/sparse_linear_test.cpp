@@ -117,8 +117,8 @@ void test_bfloat16(const SparseMatrix& w, int64_t batch, DType dtype, std::mt199
     for (int64_t o = 0; o < w.rows; ++o) {
       double sum = bias[static_cast<size_t>(o)], size = std::abs(sum);
       for (int64_t i = 0; i < w.columns; ++i) {
-        const double term = rounded(w.dense[static_cast<size_t>(o * w.columns + i)]) *
-                            rounded(given[static_cast<size_t>(b * w.columns + i)]);
+        const double term =
+            w.dense[static_cast<size_t>(o * w.columns + i)] * rounded(given[static_cast<size_t>(b * w.columns + i)]);
         sum += term;
         size += std::abs(term);
       }
@@ -151,7 +151,7 @@ int main() {
     for (const auto& [r, c] : {std::pair<int64_t, int64_t>{16, 16}, {16, 32}, {12, 6}, {32, 64}, {1000, 1000}})
       for (const double density : {0.0, 0.3, 1.0}) {
         if (kSlow && random() % 4) continue;
-        const SparseMatrix w(rows, columns, r, c, density, random);
+        const SparseMatrix w(rows, columns, r, c, density, random, 1, true);
         check(w.halves().tiles == w.panels().tiles, "halves" + w.name());
         for (const int64_t batch : {0, 1, 5, 16, 85})
           test_bfloat16(w, batch, batch % 2 ? DType::kFloat32 : DType::kBFloat16, random);
@@ -174,6 +174,7 @@ int main() {
       for (const double density : {0.0, 0.3, 1.0}) {
         if (kSlow && random() % 4) continue;
         const SparseMatrix w(rows, columns, r, c, density, random);
+        check(w.halves().tiles == 0, "no halves" + w.name());
         for (const int64_t batch : {0, 1, 2, 13}) test(w, batch, 1, batch % 2, random() % 2, random);
         for (const auto& [batch, lanes] : {std::pair<int64_t, int64_t>{1, 16}, {21, 16}, {40, 32}, {50, 48}})
           test(w, batch, lanes, batch % 2, random() % 2, random);

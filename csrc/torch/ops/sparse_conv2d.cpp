@@ -20,7 +20,7 @@ int64_t lanes_of(const Conv2dGeometry& g, int64_t batch) {
   return g.out_width() <= 16 && batch * 4 >= groups * lanes * (g.out_width() <= 2 ? 2 : 3) ? lanes : 1;
 }
 
-// How often the weight is read for each group: so often its columns' places would be looked up.
+// About how often a batch reads the weight, and so would look up the places of its columns.
 int64_t readings(const Conv2dGeometry& g, int64_t batch) {
   constexpr int64_t kFloats = 48;  // that are computed at a time
   return batch * g.out_height() * g.out_width() / kFloats;
@@ -32,7 +32,8 @@ void run_cpu(const Tensor& input, const Tensor& packed, const PackedSparse& weig
   check_buffer_is_of(kName, packed, weight);
   const int64_t batch = input.size(0), lanes = lanes_of(geometry, batch);
   const int64_t height = geometry.out_height(), width = geometry.out_width();
-  const PlaneLayout planes = conv2d_planes(geometry, lanes);
+  // Of short rows many a vector would begin in the middle of a cache line.
+  const PlaneLayout planes = conv2d_planes(geometry, lanes, lanes == 1 && geometry.stride_w == 1 && width <= 8);
   check_planes(kName, planes, input);
   const DType dtype = dtype_of(kName, "input", input);
   SparseConv2d args{};

@@ -57,7 +57,7 @@ void run_cuda(const at::Tensor& input, const at::Tensor& packed, const PackedSpa
     args.planes = from;
     const CudaStatus status =
         pack_planes_cuda({input.const_data_ptr(), from, batch, planes, dtype_of(kName, "input", input)}, stream);
-    return status ? status : sparse_conv2d_cuda(args, batch, weight.rows, stream);
+    return status ? status : sparse_conv2d_cuda(args, batch, stream);
   });
   if (!to.is_same(output)) output.copy_(to);
 }

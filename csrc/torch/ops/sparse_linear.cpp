@@ -32,6 +32,20 @@ void run_cpu(const Tensor& input, const Tensor& packed, const PackedSparse& weig
   args.bias = bias;
   args.activation = relu ? Activation::kRelu : Activation::kNone;
   const int64_t tasks = tasks_of(args.weight, args.batch);
+  if (weight.halves.tiles && input.scalar_type() == at::kBFloat16) {
+    const SparseLinearBFloat16 halves{tiles_of(packed.const_data_ptr(), weight.halves),
+                                      static_cast<const uint16_t*>(input.const_data_ptr()),
+                                      output.mutable_data_ptr(),
+                                      bias,
+                                      args.in,
+                                      args.out,
+                                      args.activation,
+                                      DType::kBFloat16,
+                                      false};
+    return share_tiles(halves.weight, tasks, [&](int64_t begin, int64_t end) {
+      sparse_linear_bfloat16_cpu(halves, 0, args.batch, begin, end);
+    });
+  }
   if (args.lanes == 1) {
     const Tensor from = input.to(at::kFloat);
     Tensor to = input.scalar_type() == at::kFloat ? output : at::empty(output.sizes(), from.options());
