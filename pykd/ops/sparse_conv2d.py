@@ -79,9 +79,11 @@ def sparse_conv2d(
 
 
 def _pair(op: str, argument: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else value
-    if isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(each, int) for each in pair):
-        if max(map(abs, pair)) >= 1 << 63:
-            raise ValueError(f"{op}: {argument} must be one or two integers < 2^31, got {value!r}")
-        return pair[0], pair[1]
-    raise TypeError(f"{op}: {argument} must be one or two integers, got {value!r}")
+    if isinstance(value, int):
+        value = (value, value)
+    elif not (isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(each, int) for each in value)):
+        raise TypeError(f"{op}: {argument} must be one or two integers, got {value!r}")
+    first, second = value
+    if max(abs(first), abs(second)) >= 1 << 63:
+        raise ValueError(f"{op}: {argument} must be one or two integers < 2^31, got {value!r}")
+    return first, second

@@ -263,7 +263,7 @@ RULES = [
     ({"stride": 0}, ValueError, r"stride must be one or two integers >= 1 and < 2\^31, got \[0, 0\]"),
     ({"padding": (1, -1)}, ValueError, r"padding must be one or two integers >= 0 and < 2\^31, got \[1, -1\]"),
     ({"padding": 2**40}, ValueError, r"padding must be one or two integers >= 0 and < 2\^31"),
-    ({"stride": 10**20}, ValueError, r"stride must be one or two integers < 2\^31, got 1000"),
+    ({"stride": 10**20}, ValueError, r"stride must be one or two integers < 2\^31, got .1000"),
     ({"dilation": (0, 1)}, ValueError, r"dilation must be one or two integers >= 1 and < 2\^31, got \[0, 1\]"),
     ({"dilation": 3}, ValueError, r"input must be as large as the kernel, got \[2, 4, 5, 5\]"),
     ({"input": torch.zeros(2, 4, 0, 5), "padding": 3}, ValueError, r"input must be as large as the kernel"),
