@@ -29,7 +29,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     """Leaves out what no table needs: a record has thousands of measurements."""
     for benchmark in output_json["benchmarks"]:
-        for name in ("fullname", "options", "param", "params"):
+        for name in ("fullname", "group", "name", "options", "param", "params"):
             del benchmark[name]
         stats = benchmark["stats"]
         benchmark["stats"] = {name: stats[name] for name in ("min", "median", "max", "rounds", "iterations")}

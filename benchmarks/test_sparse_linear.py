@@ -58,7 +58,7 @@ def engine(case: Linear, threads: int) -> Call:
         pytest.skip("layers in a row need as many outputs as inputs")
     steps = [Op("linear", (i,), weight=SparseWeight(case.weight, block=case.block)) for i in range(LAYERS)]
     with tempfile.TemporaryDirectory() as folder:
-        write(path := Path(folder, "layers.pykd.safetensors"), ModelFile((inputs,), steps))
+        write(ModelFile((inputs,), steps), path := Path(folder, "layers.pykd.safetensors"))
         model = Model(path, threads=threads)
     x = case.x.numpy()
     return lambda: model(x)
