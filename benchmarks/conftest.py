@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for what the benchmarks share,
 from table import PACKAGES
 
 os.environ["PYKD_CACHE"] = "off"  # plans are measured anew
+os.environ["KMP_BLOCKTIME"] = "1"  # ms: oneMKL's threads would spin for 200 beside those that are measured next
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
