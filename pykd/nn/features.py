@@ -1,0 +1,84 @@
+"""What a network computes on its way, by the names of its modules."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pykd.config import nearest
+from pykd.errors import PykdError
+
+
+def features(network: nn.Module, inputs: Tensor, names: Sequence[str], *, of: nn.Module | None = None) -> Any:
+    """What the network answers, and what its modules of these names answer on the way, in the same pass.
+
+    Nothing stays behind in the network: the hooks live as long as the call, and what they see is returned.
+
+    Args:
+        network: it is called with ``inputs``; the values keep their gradients.
+        inputs: of ``network``.
+        names: of modules, as ``named_modules()`` has them.
+        of: the module whose submodules are named, where ``network`` wraps it, as DistributedDataParallel does.
+
+    Returns:
+        (output, [value of each name]).
+
+    Raises:
+        PykdError: an unknown name (with the nearest known one) or one given twice; a module that the pass does not
+            call, calls twice, whose value is no tensor, or whose value a later module writes over.
+
+    Cost: the pass itself; a microsecond or two for each name.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> output, (hidden,) = features(network, torch.ones(4, 2), ["1"])
+        >>> hidden.shape, output.equal(network[2](hidden))
+        (torch.Size([4, 3]), True)
+    """
+    found: dict[str, tuple[Tensor, int]] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: Any, value: Any) -> None:
+            if name in found:
+                raise PykdError(f"the module {name!r} is called twice in a pass: name one that is called once")
+            if not isinstance(value, Tensor):
+                raise PykdError(f"the module {name!r} gives a {type(value).__name__}, not a tensor: name another")
+            found[name] = value, value._version
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(keep(name))
+        for name, module in zip(names, modules(network if of is None else of, names), strict=True)
+    ]
+    try:
+        output = network(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in names:
+        if name not in found:
+            raise PykdError(f"the module {name!r} is not called in a pass: name another")
+        value, version = found[name]
+        if value._version != version:
+            raise PykdError(f"what the module {name!r} gives is written over by a later one: name that one")
+    return output, [found[name][0] for name in names]
+
+
+def modules(network: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """The modules of these names.
+
+    Raises:
+        PykdError: an unknown name, with the nearest known one, or one given twice.
+
+    Example:
+        >>> modules(nn.Sequential(nn.ReLU()), ["0"])
+        [ReLU()]
+    """
+    known = dict(network.named_modules())
+    for position, name in enumerate(names):
+        if name not in known or not name:
+            raise PykdError(f"there is no module {name!r}: {nearest(name, [each for each in known if each])}")
+        if name in names[:position]:
+            raise PykdError(f"the module {name!r} is named twice")
+    return [known[name] for name in names]
