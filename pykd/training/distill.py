@@ -30,7 +30,7 @@ from pykd.training.loop import Augment, Context, Fit, Signals, random_state, set
 from pykd.training.measure import accuracy, describe
 from pykd.training.progress import Reporter
 from pykd.training.run_folder import RunFolder, put_weights, read_weights, require_same, weights
-from pykd.training.stage import Converting, Method, Stage, derive, label_loss
+from pykd.training.stage import Converting, Method, Preceded, Stage, derive, label_loss
 from pykd.training.teacher import LARGEST_CACHE_BYTES, FrozenTeacher, TeacherLogits
 
 Network = nn.Module | Callable[[], nn.Module]
@@ -187,6 +187,7 @@ def distill(
             accelerator=accelerator,
             classes=plan.classes,
             holdout=held_out,
+            example=example.inputs[:1],
             seed=seed,
             reporter=Reporter(visible=progress and accelerator.is_main_process),
             signals=signals,
@@ -357,15 +358,31 @@ def _plan(
         if how is not None
     ]
     students = {name: comparisons[name] for name in dict.fromkeys(baselines) if comparisons[name] != method}
-    for name, how in {**students, "student": method}.items():
+    methods = {**students, "student": method}
+    inputs = example.inputs[:1]
+    firsts: dict[object, nn.Module] = {}
+    first_of: dict[str, nn.Module] = {}
+    for name, how in methods.items():
+        if isinstance(how, Preceded):
+            set_seed(derive(seed, "first", len(firsts)) % 2**32)
+            first = how.first(list(modules.values()), inputs)
+            if first.key not in firsts:
+                firsts[first.key] = first.module
+                own = first.name if len(firsts) == 1 else f"{first.name}-{len(firsts)}"
+                stages.append(Stage(own, first.module, first.loss, first.training, own, sources[1], classifies=False))
+            first_of[name] = firsts[first.key]
+    for name, how in methods.items():
         networks[name] = student_module
         if name != "student":
             networks[name] = _twin(student_module, student, seed, example.inputs)
         labels[name] = how.label
         converting = how if isinstance(how, Converting) else None
         if converting is not None:
-            converting.prepare(networks[name], list(modules.values()))
-        stages.append(Stage(name, networks[name], how.loss, training, "student", sources[1], converting))
+            given = {"first": first_of[name]} if name in first_of else {}
+            converting.prepare(networks[name], list(modules.values()), inputs, **given)
+        stages.append(
+            Stage(name, networks[name], how.loss, training, "student", sources[1], converting, first=first_of.get(name))
+        )
     return _Plan(modules, networks, labels, stages, classes)
 
 

@@ -1,0 +1,77 @@
+"""Feature maps of teacher and student at modules that a recipe names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pykd.errors import PykdError
+from pykd.methods import _fields
+from pykd.nn.features import features
+from pykd.training import Batch
+
+
+def check_points(teacher_at: object, student_at: object) -> None:
+    """Two lists of names of one length, at least one each."""
+    _fields.names("teacher_at", teacher_at)
+    _fields.names("student_at", student_at)
+    count, other = len(teacher_at), len(student_at)  # type: ignore[arg-type]  # they are lists by now
+    if not count or count != other:
+        raise ValueError(
+            f"teacher_at and student_at should name as many modules, at least one, got {count} and {other}"
+        )
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What one pass of the teacher gives."""
+
+    logits: Tensor
+    maps: list[Tensor]
+
+
+def of_teacher(batch: Batch, names: Sequence[str]) -> Taught:
+    """Logits and maps of the (first) teacher, without gradient, in one pass."""
+    teacher = batch.teachers[0]
+    logits, maps = features(teacher, batch.inputs, names, of=teacher.module)  # type: ignore[arg-type]  # FrozenTeacher
+    return Taught(logits, maps)
+
+
+@torch.no_grad()
+def shapes(whose: str, network: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[torch.Size]:
+    """Of the maps at these modules, for one row.
+
+    Raises:
+        PykdError: unknown names, values that are no maps ``[rows, channels, height, width]``, or not finite.
+    """
+    training = {module: module.training for module in network.modules()}
+    try:
+        _, maps = features(network.eval(), inputs, names)
+    except PykdError as error:
+        raise PykdError(f"{whose}: {error}") from None
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    for name, value in zip(names, maps, strict=True):
+        if value.dim() != 4:
+            raise PykdError(
+                f"{whose}: the module {name!r} gives {list(value.shape)}: name one that gives maps "
+                "[rows, channels, height, width]"
+            )
+        if not value.isfinite().all():
+            raise PykdError(f"{whose}: the module {name!r} gives NaN or infinity: train the network anew")
+    return [value.shape for value in maps]
+
+
+def aligned(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both of the smaller height and width: what is larger is averaged over its places.
+
+    >>> one, other = aligned(torch.zeros(1, 2, 8, 4), torch.zeros(1, 3, 4, 8))
+    >>> one.shape, other.shape
+    (torch.Size([1, 2, 4, 4]), torch.Size([1, 3, 4, 4]))
+    """
+    size = [min(sides) for sides in zip(one.shape[2:], other.shape[2:], strict=True)]
+    one, other = (maps if list(maps.shape[2:]) == size else F.adaptive_avg_pool2d(maps, size) for maps in (one, other))
+    return one, other
