@@ -1,0 +1,101 @@
+// The arithmetic of one entry, for vectors, scalars and CUDA, and what the sums over a row come to, for all of them.
+//
+// The unit vectors' difference is d = length * e with e = x - ratio * y, of the scaled factors x and y: of equal factors
+// the ratio is 1 and e is exactly 0, whether or not the compiler fuses the product. The loss's derivative by d is
+// a weight times direction(e).
+#pragma once
+
+#include <cmath>
+
+#include "core/magnitude.h"
+#include "kernels/factor_loss/factor_loss.h"
+
+namespace pykd::PYKD_ISA {
+
+// ---- an entry ------------------------------------------------------------------------------------------------------
+
+// -1, 0 or 1.
+template <typename T>
+PYKD_HD T sign(T x) {
+  return static_cast<T>((x > 0) - (x < 0));
+}
+#if !defined(PYKD_ISA_CUDA)
+inline Floats sign(Floats x) { return (Floats)((((Ints)x & ~0x7FFFFFFF) | 0x3F800000) & (x != 0)); }
+#endif
+
+template <typename V>
+PYKD_HD V direction(int p, V e) {
+  return p == 1 ? sign(e) : e;
+}
+
+// ---- a row ---------------------------------------------------------------------------------------------------------
+
+// Whether a sum of squares is to be trusted, and that of differences of a rounding's size, too; no for 0 and NaN.
+PYKD_HD bool is_in_range(float squares) { return squares > 1e-12f && squares < 1e30f; }
+PYKD_HD bool is_in_range(double squares) { return squares > 1e-200 && squares < 1e300; }
+
+// The power of two that brings a magnitude near 1.
+PYKD_HD float power_against(float magnitude) {
+  const int32_t exponent = 254 - (magnitude_bits(magnitude) >> 23);
+  return from_bits((exponent > 1 ? exponent : 1) << 23);
+}
+PYKD_HD double power_against(double magnitude) {
+  const int64_t exponent = 2046 - (magnitude_bits(magnitude) >> 52);
+  return from_bits((exponent > 1 ? exponent : 1) << 52);
+}
+
+// The factor f as the unit vector inverse * x, x = scale * f.
+struct Unit {
+  double scale;
+  double inverse;  // 0: a vector of zeros; NaN: one with NaN or infinity
+
+  PYKD_HD Unit(double scale_, double squares)
+      : scale(scale_), inverse(squares == 0 ? 0 : 1 / sqrt(squares) + (squares - squares)) {}
+};
+
+// grad = along * direction(e) - inward * x
+struct Slope {
+  double along, inward;
+};
+
+struct Units {
+  Unit student, teacher;
+
+  PYKD_HD bool both() const { return student.inverse != 0 && teacher.inverse != 0; }
+  PYKD_HD double ratio() const { return both() ? teacher.inverse / student.inverse : 1; }
+  PYKD_HD double length() const { return student.inverse != 0 ? student.inverse : teacher.inverse; }
+
+  // cost: the sum of |e|, or of e^2.
+  PYKD_HD double loss(const FactorLoss& a, double cost) const {
+    if (a.p == 1) return length() * cost;
+    return a.by_row ? length() * sqrt(cost) : length() * length() * cost;
+  }
+
+  // inner: the sum of sign(e) x of the student's x, for p = 1. A gradient has no part along its own factor; for p = 2
+  // the inner products of d and two unit vectors follow from |d|^2, of which they are plus and minus a half.
+  PYKD_HD void slopes(const FactorLoss& a, double grad_loss, double cost, double inner, Slope& of_student,
+                      Slope& of_teacher) const {
+    double weight = 1, with_student, with_teacher;
+    if (a.p == 1) {
+      const double sum = length() * cost;
+      with_student = student.inverse * inner + 0 * sum;  // NaN in the teacher is one here, too
+      with_teacher = with_student - sum;
+    } else {
+      weight = 2 * length();
+      with_student = length() * length() * cost * (both() ? 1 : 2);
+      with_teacher = -with_student;
+    }
+    double factor = a.scale * grad_loss;
+    if (a.p == 2 && a.by_row) factor *= cost == 0 ? 0 : 0.5 / (length() * sqrt(cost));
+    of_student = slope(student, factor, weight, with_student);
+    of_teacher = slope(teacher, -factor, weight, with_teacher);
+  }
+
+ private:
+  PYKD_HD static Slope slope(const Unit& own, double factor, double weight, double with_own) {
+    const double outer = factor * own.scale * own.inverse;
+    return {outer * weight, outer * own.inverse * with_own};
+  }
+};
+
+}  // namespace pykd::PYKD_ISA
