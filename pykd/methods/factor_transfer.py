@@ -16,8 +16,7 @@ from pykd.methods.comparisons import comparisons
 from pykd.methods.fitnet import FitNet
 from pykd.nn.factor import Paraphraser, Translator
 from pykd.nn.features import features
-from pykd.ops import distillation_loss
-from pykd.reference import factor_loss
+from pykd.ops import distillation_loss, factor_loss
 from pykd.training import Batch, First, FrozenTeacher, Method
 
 PARAPHRASER = Training(epochs=6, optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="constant")

@@ -6,10 +6,19 @@ from torch import Tensor
 
 def factor_loss(student: Tensor, teacher: Tensor, *, p: int = 1, reduction: str = "mean") -> Tensor:
     """The distance of normalised factors; see :func:`pykd.ops.factor_loss`."""
-    difference = (_normalised(student) - _normalised(teacher)).abs()
+    difference = _normalised(student) - _normalised(teacher)
     if reduction == "mean":
-        return (difference if p == 1 else difference.square()).mean()
-    return (difference.sum(1) if p == 1 else difference.square().sum(1).sqrt()).mean()
+        return difference.abs().pow(p).sum() / max(difference.numel(), 1)
+    return torch.linalg.vector_norm(difference, p, 1).sum() / max(len(difference), 1)  # its gradient at 0 is 0
+
+
+def factor_loss_and_grad(
+    student: Tensor, teacher: Tensor, *, p: int = 1, reduction: str = "mean"
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    student, teacher = (factor.detach().requires_grad_() for factor in (student, teacher))
+    loss = factor_loss(student, teacher, p=p, reduction=reduction)
+    grad_student, grad_teacher = torch.autograd.grad(loss, (student, teacher))
+    return loss.detach(), (grad_student, grad_teacher)
 
 
 def _normalised(factor: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ class Gradient {
  public:
   Gradient(void* values_, DType dtype_) : values(values_), dtype(dtype_) {}
 
-  T* tile(int64_t at) { return is_half(dtype) ? buffer : static_cast<T*>(values) + at; }
+  T* tile(int64_t at) { return !values || is_half(dtype) ? buffer : static_cast<T*>(values) + at; }
   void done(int64_t at, int64_t count) {
     if constexpr (sizeof(T) == sizeof(float))
       if (values && is_half(dtype)) narrow(buffer, dtype, static_cast<uint16_t*>(values) + at, count);
@@ -184,9 +184,8 @@ void run_rows(const FactorLoss& a, int64_t row_begin, int64_t row_end) {
     const Units units{student.open(begin, a.entries), teacher.open(begin, a.entries)};
     const T ratio = static_cast<T>(units.ratio());
     Sums sums;
-    Factor<T>::for_tiles(a.entries, [&](int64_t at, int64_t n) {
-      add(student.tile(at, n), teacher.tile(at, n), ratio, n, sums);
-    });
+    Factor<T>::for_tiles(a.entries,
+                         [&](int64_t at, int64_t n) { add(student.tile(at, n), teacher.tile(at, n), ratio, n, sums); });
     if (a.row_loss) static_cast<T*>(a.row_loss)[row] = static_cast<T>(units.loss(a, sums.cost));
     if (!wants_grads) continue;
     Slope of_student, of_teacher;
@@ -211,5 +210,4 @@ void factor_loss_cpu(const FactorLoss& args, int64_t row_begin, int64_t row_end)
 
 }  // namespace pykd::PYKD_ISA
 
-PYKD_CPU_DOOR(factor_loss_cpu, (const FactorLoss& args, int64_t row_begin, int64_t row_end),
-              (args, row_begin, row_end))
+PYKD_CPU_DOOR(factor_loss_cpu, (const FactorLoss& args, int64_t row_begin, int64_t row_end), (args, row_begin, row_end))

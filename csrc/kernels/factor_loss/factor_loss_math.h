@@ -1,8 +1,8 @@
 // The arithmetic of one entry, for vectors, scalars and CUDA, and what the sums over a row come to, for all of them.
 //
-// The unit vectors' difference is d = length * e with e = x - ratio * y, of the scaled factors x and y: of equal factors
-// the ratio is 1 and e is exactly 0, whether or not the compiler fuses the product. The loss's derivative by d is
-// a weight times direction(e).
+// The unit vectors' difference is d = length * e with e = x - ratio * y, of the scaled factors x and y: of equal
+// factors the ratio is 1 and e is exactly 0, whether or not the compiler fuses the product. The loss's derivative by d
+// is a weight times direction(e).
 #pragma once
 
 #include <cmath>
