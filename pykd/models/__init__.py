@@ -32,6 +32,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "modified_lenet": ModifiedLeNet,
     "nin": NIN,
+    "resnet": ResNet,
     **{f"resnet{depth}": partial(ResNet, depth) for depth in (20, 32, 44, 56, 110)},
     **{f"resnet{depth}": partial(imagenet_resnet, depth) for depth in (18, 34, 50, 101, 152)},
     "shallow_cnn": ShallowCNN,

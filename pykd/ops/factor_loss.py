@@ -17,7 +17,7 @@ def factor_loss(student: Tensor, teacher: Tensor, *, p: int = 1, reduction: str 
         L = \frac{1}{B n} \sum_{i=1}^{B} \sum_{j=1}^{n} |d_{ij}|^p
         \quad\text{or}\quad L = \frac{1}{B} \sum_{i=1}^{B} \lVert d_i \rVert_p
 
-    Factor transfer (Kim, Park & Kwak 2018, equation 3): each row's factor is one vector of :math:`n` entries. The mean
+    Factor transfer (Kim, Park & Kwak 2018): each row's factor is one vector of :math:`n` entries. The mean
     for :math:`p = 1` is what the authors' code takes, the mean over the rows is the paper's formula. Neither factor's
     positive scale counts, however large or small; a vector of zeros stays one.
 
@@ -51,7 +51,7 @@ def factor_loss(student: Tensor, teacher: Tensor, *, p: int = 1, reduction: str 
         >>> student, teacher = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
         >>> factor_loss(student, teacher)
         tensor(0.4000)
-        >>> factor_loss(student, 5 * student)
+        >>> factor_loss(student, 4 * student)
         tensor(0.)
     """
     op = "factor_loss"
@@ -100,7 +100,8 @@ def factor_loss_and_grad(
         As :func:`factor_loss`.
 
     Example:
-        >>> loss, (of_student, of_teacher) = factor_loss_and_grad(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]]))
+        >>> student, teacher = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
+        >>> loss, (of_student, of_teacher) = factor_loss_and_grad(student, teacher)
         >>> of_student
         tensor([[ 0.1120, -0.0840]])
         >>> of_teacher

@@ -75,7 +75,7 @@ void add_sums(const T* student, const T* teacher, T ratio, int64_t n, Sums& to) 
       cost[which] += from_bits(magnitude_bits(e));
     else
       cost[which] += e * e;
-    if constexpr (kInner) inner[which] += sign(e) * x;
+    if constexpr (kInner) inner[which] += direction(kP, e) * x;
   });
   to.cost += total(cost);
   to.inner += total(inner);
@@ -174,7 +174,7 @@ auto choose_grads(const FactorLoss& a) {
 template <int kP, typename T>
 void run_rows(const FactorLoss& a, int64_t row_begin, int64_t row_end) {
   const bool wants_grads = a.grad_student || a.grad_teacher;
-  const auto add = wants_grads && kP == 1 ? add_sums<kP, true, T> : add_sums<kP, false, T>;
+  const auto add = wants_grads ? add_sums<kP, true, T> : add_sums<kP, false, T>;
   const auto write = choose_grads<kP, T>(a);
   const double grad_loss = a.grad_loss ? static_cast<double>(*static_cast<const T*>(a.grad_loss)) : 1;
   Factor<T> student(a.student, a.student_dtype), teacher(a.teacher, a.teacher_dtype);

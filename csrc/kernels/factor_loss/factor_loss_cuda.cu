@@ -39,7 +39,7 @@ class Row {
     for_entries([&](int64_t, int, T x, T y) {
       const T e = x - y * ratio;
       sums[0] += a.p == 1 ? magnitude(e) : e * e;
-      sums[1] += sign(e) * x;
+      sums[1] += direction(a.p, e) * x;
     });
     sum_over(lanes, sums, shared);
     if (a.grad_student || a.grad_teacher) {

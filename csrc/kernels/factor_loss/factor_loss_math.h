@@ -71,30 +71,21 @@ struct Units {
     return a.by_row ? length() * sqrt(cost) : length() * length() * cost;
   }
 
-  // inner: the sum of sign(e) x of the student's x, for p = 1. A gradient has no part along its own factor; for p = 2
-  // the inner products of d and two unit vectors follow from |d|^2, of which they are plus and minus a half.
+  // inner: the sum of direction(e) x. A gradient has no part along its own factor. What the ratio's rounding adds to e
+  // lies along the factors, so the part that goes is that of the direction as it was computed.
   PYKD_HD void slopes(const FactorLoss& a, double grad_loss, double cost, double inner, Slope& of_student,
                       Slope& of_teacher) const {
-    double weight = 1, with_student, with_teacher;
-    if (a.p == 1) {
-      const double sum = length() * cost;
-      with_student = student.inverse * inner + 0 * sum;  // NaN in the teacher is one here, too
-      with_teacher = with_student - sum;
-    } else {
-      weight = 2 * length();
-      with_student = length() * length() * cost * (both() ? 1 : 2);
-      with_teacher = -with_student;
-    }
     double factor = a.scale * grad_loss;
-    if (a.p == 2 && a.by_row) factor *= cost == 0 ? 0 : 0.5 / (length() * sqrt(cost));
-    of_student = slope(student, factor, weight, with_student);
-    of_teacher = slope(teacher, -factor, weight, with_teacher);
+    if (a.p == 2) factor *= !a.by_row ? 2 * length() : cost == 0 ? 0 : 1 / sqrt(cost);
+    const double with_d = length() * cost, with_student = student.inverse * inner + 0 * with_d;  // NaN is one in both
+    of_student = slope(student, factor, with_student);
+    of_teacher = slope(teacher, -factor, with_student - with_d);
   }
 
  private:
-  PYKD_HD static Slope slope(const Unit& own, double factor, double weight, double with_own) {
+  PYKD_HD static Slope slope(const Unit& own, double factor, double with_own) {
     const double outer = factor * own.scale * own.inverse;
-    return {outer * weight, outer * own.inverse * with_own};
+    return {outer, outer * own.inverse * with_own};
   }
 };
 
