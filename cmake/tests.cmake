@@ -26,9 +26,35 @@ file(GLOB PYKD_TEST_SOURCES CONFIGURE_DEPENDS csrc/*/*_test.cpp csrc/kernels/*/*
 file(GLOB PYKD_KERNELS_CUDA CONFIGURE_DEPENDS csrc/kernels/*/*_cuda.cu)
 set_source_files_properties(${PYKD_KERNELS_CUDA} PROPERTIES LANGUAGE CXX COMPILE_DEFINITIONS PYKD_EMULATE_CUDA)
 
+# The kernels as released: tests/test_isa_levels.py reads their symbols.
+set(released ${PYKD_ISA_LEVELS} ${PYKD_BFLOAT16_LEVELS})
+list(TRANSFORM released PREPEND kernels_plain_)
+add_custom_target(isa_levels DEPENDS ${released})
+
+# Under the sanitizers there are the levels that this processor runs; the others are linked as released.
+set(cannot_run)
+if(NOT CMAKE_CROSSCOMPILING AND EXISTS /proc/cpuinfo AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  file(STRINGS /proc/cpuinfo has REGEX "^flags" LIMIT_COUNT 1)
+  foreach(level_and_flag avx2:avx2 avx512:avx512bw avx512bf16:avx512_bf16 amx:amx_bf16)
+    string(REPLACE ":" ";" level_and_flag ${level_and_flag})
+    list(GET level_and_flag 0 level)
+    list(GET level_and_flag 1 flag)
+    if(NOT has MATCHES " ${flag}( |$)")
+      list(APPEND cannot_run ${level})
+    endif()
+  endforeach()
+endif()
+
 foreach(flavour IN LISTS PYKD_FLAVOURS)
   set(flags ${PYKD_FLAVOUR_${flavour}})
   pykd_isa_levels(levels kernels_${flavour} FLAGS ${flags} SOURCES ${PYKD_KERNELS})
+  foreach(level IN LISTS linked_as_released)
+    list(APPEND levels $<TARGET_OBJECTS:kernels_plain_${level}>)
+  endforeach()
+  # From the first flavour, which is plain, on:
+  list(REMOVE_ITEM PYKD_ISA_LEVELS ${cannot_run})
+  list(REMOVE_ITEM PYKD_BFLOAT16_LEVELS ${cannot_run})
+  set(linked_as_released ${cannot_run})
   add_library(others_${flavour} OBJECT ${PYKD_CORE} ${PYKD_ENGINE} ${PYKD_KERNELS_CUDA})
   target_include_directories(others_${flavour} SYSTEM PRIVATE ${PYKD_JSON_INCLUDE})
   target_compile_options(others_${flavour} PRIVATE ${PYKD_STRICT} ${flags})
@@ -43,8 +69,3 @@ foreach(flavour IN LISTS PYKD_FLAVOURS)
     set_tests_properties(${name}_${flavour} PROPERTIES TIMEOUT 600)
   endforeach()
 endforeach()
-
-# The kernels as released: tests/test_isa_levels.py reads their symbols.
-set(released ${PYKD_ISA_LEVELS} ${PYKD_BFLOAT16_LEVELS})
-list(TRANSFORM released PREPEND kernels_plain_)
-add_custom_target(isa_levels DEPENDS ${released})
