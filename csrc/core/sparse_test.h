@@ -29,6 +29,7 @@ struct SparseMatrix {
     const int64_t r = this->block_rows, c = this->block_columns, across = (columns + c - 1) / c;
     std::uniform_real_distribution<float> uniform;
     std::normal_distribution<float> normal;
+    const uint32_t mask = bfloat16 ? 0xFFFF0000u : ~0u;
     std::vector<int64_t> positions;
     std::vector<float> values;
     for (int64_t at = 0; at < across * ((rows + r - 1) / r); ++at) {
@@ -38,8 +39,8 @@ struct SparseMatrix {
         for (int64_t j = 0; j < c; ++j) {
           const int64_t row = at / across * r + i, column = at % across * c + j;
           const bool inside = row < rows && column < columns;
-          float value = inside && uniform(random) >= 0.125f ? normal(random) : 0;
-          if (bfloat16) value = std::bit_cast<float>(std::bit_cast<uint32_t>(value) & 0xFFFF0000u);
+          const float drawn = inside && uniform(random) >= 0.125f ? normal(random) : 0;
+          const float value = std::bit_cast<float>(std::bit_cast<uint32_t>(drawn) & mask);
           values.push_back(value);
           if (inside) dense[static_cast<size_t>(row * columns + column)] = value;
         }

@@ -18,7 +18,6 @@ from pykd.deploy.graph import KINDS, Op, Shape, checked_options
 from pykd.deploy.model_file import VALUES, ModelFile, from_bytes, to_bytes, write
 from pykd.deploy.network import FileNetwork
 from pykd.errors import PykdError
-from pykd.nn.sparse import SparseConv2d, SparseLinear
 from pykd.pruning.remove_dead import remove_dead
 from pykd.sparse import SparseWeight
 
@@ -121,7 +120,7 @@ def trace(model: nn.Module, example_input: Tensor, block: tuple[int, int] | None
     for name, module in model.named_modules():
         if type(module).__module__.startswith("pykd.nn."):
             what = f"{name or 'the network'} ({type(module).__name__})"
-            if isinstance(module, (SparseLinear, SparseConv2d)):
+            if type(module).__module__ == "pykd.nn.sparse":
                 raise PykdError(f"{what} is sparse already: export the dense network that pykd.nn.sparsify was given")
             raise PykdError(f"{what} cannot be exported as it is: make plain layers of such ones by pykd.nn.plain")
     model = copy.deepcopy(model).cpu().float().eval()
