@@ -72,6 +72,10 @@ def aligned(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     >>> one.shape, other.shape
     (torch.Size([1, 2, 4, 4]), torch.Size([1, 3, 4, 4]))
     """
-    size = [min(sides) for sides in zip(one.shape[2:], other.shape[2:], strict=True)]
-    one, other = (maps if list(maps.shape[2:]) == size else F.adaptive_avg_pool2d(maps, size) for maps in (one, other))
-    return one, other
+    height, width = (min(sides) for sides in zip(one.shape[2:], other.shape[2:], strict=True))
+    return _pooled(one, height, width), _pooled(other, height, width)
+
+
+def _pooled(maps: Tensor, height: int, width: int) -> Tensor:
+    same = (maps.shape[2], maps.shape[3]) == (height, width)
+    return maps if same else F.adaptive_avg_pool2d(maps, (height, width))

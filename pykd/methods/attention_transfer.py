@@ -62,8 +62,8 @@ class AttentionTransfer:
         loss: Tensor = F.cross_entropy(logits, batch.labels)
         if self.beta:
             for mine, its in zip(maps, _maps.of_teacher(batch, self.teacher_at).maps, strict=True):
-                pair = (_attention(each) for each in _maps.aligned(mine, its))
-                loss = loss + self.beta / 2 * F.mse_loss(*pair)
+                one, other = _maps.aligned(mine, its)
+                loss = loss + self.beta / 2 * F.mse_loss(_attention(one), _attention(other))
         return loss
 
     def finish(self, trained: nn.Module, student: nn.Module) -> dict[str, object]:

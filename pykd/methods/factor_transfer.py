@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pykd.config import Training
+from pykd.errors import PykdError
 from pykd.methods import _fields, _maps
 from pykd.methods.attention_transfer import AttentionTransfer
 from pykd.methods.comparisons import comparisons
@@ -101,7 +102,10 @@ class FactorTransfer:
     def first(self, teachers: Sequence[nn.Module], inputs: Tensor) -> First:
         """The paraphrasers, one for each of the teacher's modules, trained on what those give."""
         shapes = _maps.shapes("the teacher", teachers[0], inputs, self.teacher_at)
-        paraphrasers = nn.ModuleList(Paraphraser(each[1], self.rate, batch_norm=self.batch_norm) for each in shapes)
+        try:
+            paraphrasers = [Paraphraser(each[1], self.rate, batch_norm=self.batch_norm) for each in shapes]
+        except ValueError as error:
+            raise PykdError(str(error)) from None
         distance = F.l1_loss if self.reconstruction == "l1" else F.mse_loss
 
         def loss(module: nn.Module, batch: Batch) -> Tensor:
@@ -111,7 +115,7 @@ class FactorTransfer:
 
         training = self._training()
         key = (self.rate, self.reconstruction, self.batch_norm, tuple(self.teacher_at), training.model_dump_json())
-        return First("paraphraser", key, _Each(paraphrasers), loss, training)
+        return First("paraphraser", key, _Each(nn.ModuleList(paraphrasers)), loss, training)
 
     def prepare(self, student: nn.Module, teachers: Sequence[nn.Module], inputs: Tensor, first: nn.Module) -> nn.Module:
         """The student with a translator for each pair, and the paraphrasers, frozen."""
@@ -147,12 +151,10 @@ class FactorTransfer:
 
     def comparisons(self) -> dict[str, Method]:
         """The plain ways to train a student, other transfers at the same modules, and this one with and without KD."""
-        at = {"teacher_at": self.teacher_at, "student_at": self.student_at}
-        last = {"teacher_at": self.teacher_at[-1:], "student_at": self.student_at[-1:]}
         return {
             **comparisons(),
-            "attention_transfer": AttentionTransfer(**at),
-            "fitnet": FitNet(**last),
+            "attention_transfer": AttentionTransfer(teacher_at=self.teacher_at, student_at=self.student_at),
+            "fitnet": FitNet(teacher_at=self.teacher_at[-1:], student_at=self.student_at[-1:]),
             "factor_transfer": dataclasses.replace(self, hard_weight=1.0),
             "ft_kd": dataclasses.replace(self, hard_weight=0.1 if self.hard_weight == 1 else self.hard_weight),
         }
