@@ -44,7 +44,5 @@ def imagenet_resnet(
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     if small:
         network.maxpool = nn.Identity()
-    share = drop(dropout)
-    if dropout:
-        network.fc = nn.Sequential(share, network.fc)
+    network.avgpool = nn.Sequential(network.avgpool, drop(dropout))
     return network

@@ -37,7 +37,7 @@ class ResNet(nn.Sequential):
         272474
     """
 
-    def __init__(self, depth: int, *, in_shape: tuple[int, int, int], classes: int, dropout: float = 0.0) -> None:
+    def __init__(self, depth: int = 20, *, in_shape: tuple[int, int, int], classes: int, dropout: float = 0.0) -> None:
         if type(depth) is not int or depth < 8 or depth % 6 != 2:
             raise ValueError(f"depth should be 6 n + 2 with n >= 1, such as 20, got {depth!r}")
         inputs = CHANNELS[0]
