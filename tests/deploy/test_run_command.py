@@ -243,7 +243,7 @@ def test_the_program_needs_system_libraries_alone(program):
         (["run", "maps", "--rows", "2"], "nothing says which data to use: add --set data.name=NAME", 2),
         (["run", "digits", "--input", "one.npy", "--output", "/proc/a.npy"], "cannot write /proc/a.npy", 1),
         (["run", "digits", "--input", "one.npy", "--threads", "1000"], "threads should be 1 to 256", 1),
-        (["run", "few", "--rows", "9"], "has 3 classes, the data has the label [3-9]: give the data it was made for", 1),
+        (["run", "few", "--rows", "9"], "has 3 classes, the data has the label [3-9]: give the data it was", 1),
         (["bench", "digits", "--device", "cuda"], "this build's engine works on the CPU alone", 2),
         (["bench", "digits", "--batch", "70000"], "batch", 1),
     ],
