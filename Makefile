@@ -91,7 +91,7 @@ clean: ## remove what the build left; the virtual environment and the runs stay
 	@touch $@
 
 .venv/.build: .venv/.packages $(SOURCES)
-	@echo "compiling pykd (the first time a minute or two) ..."
+	@echo "compiling pykd (the first time some minutes) ..."
 	@PYKD_WERROR=ON $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@$(BIN)/python -c 'from pykd._extension import load; c = load(); \
 	  print("compiled for torch", c.torch_version, "with CUDA" if c.cuda else f"without CUDA: {c.cuda_reason}")'

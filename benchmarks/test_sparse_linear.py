@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from alternating import Call
 from peers import linear
-from peers.linear import Linear
+from peers.linear import ENGINE, LAYERS, Linear
 from sparse_cases import Block, Implementations, measure, of_pattern, pruned, runs
 
 from pykd.deploy import Model, ModelFile
@@ -25,7 +25,6 @@ from pykd.deploy.model_file import write
 from pykd.ops import sparse_linear
 from pykd.sparse import SparseWeight
 
-ENGINE, LAYERS = "pykd engine, of eight", 8
 UNSTRUCTURED = (1, 1)
 SHAPES = [(784, 300), (512, 512), (1024, 1024)]  # in, out
 BATCHES = [1, 8, 64, 256]
