@@ -19,11 +19,10 @@ from pykd.training import Method
 METHODS: dict[str, Callable[..., Method]] = {
     "noisy_teacher": NoisyTeacher,
     "logit_regression": LogitRegression,
-    "hinton": HintonDistillation,
+    "kd": HintonDistillation,
     "student_alone": StudentAlone,
     "variational_student": VariationalStudent,
     "sparse_vd": partial(VariationalStudent, lambda_t=0.0, lambda_g=0.0),
-    "kd": partial(VariationalStudent, lambda_v=0.0, lambda_g=0.0),
     "bayesian_compression": BayesianCompression,
     "factor_transfer": FactorTransfer,
     "attention_transfer": AttentionTransfer,

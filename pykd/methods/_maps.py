@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pykd.errors import PykdError
 from pykd.methods import _fields
 from pykd.nn.features import features
-from pykd.training import Batch
+from pykd.training import Batch, FrozenTeacher
 
 
 def check_points(teacher_at: object, student_at: object) -> None:
@@ -33,9 +33,17 @@ class Taught:
 
 
 def of_teacher(batch: Batch, names: Sequence[str]) -> Taught:
-    """Logits and maps of the (first) teacher, without gradient, in one pass."""
+    """Logits and maps of the (first) teacher, without gradient, in one pass.
+
+    Raises:
+        PykdError: a teacher that is not frozen.
+    """
     teacher = batch.teachers[0]
-    logits, maps = features(teacher, batch.inputs, names, of=teacher.module)  # type: ignore[arg-type]  # FrozenTeacher
+    if not isinstance(teacher, FrozenTeacher):
+        raise PykdError(
+            f"the teacher, a {type(teacher).__name__}, is not frozen: wrap it in pykd.training.FrozenTeacher"
+        )
+    logits, maps = features(teacher, batch.inputs, names, of=teacher.module)
     return Taught(logits, maps)
 
 

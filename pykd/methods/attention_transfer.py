@@ -21,13 +21,14 @@ class AttentionTransfer:
     named modules (activation-based transfer, section 3.1):
 
     .. math::
-        L = \mathrm{CE}(y, g) + \frac{\beta}{2} \sum_j \mathrm{mean}\left(\frac{Q(A^j_S)}{\lVert Q(A^j_S) \rVert_2} -
+        L = \mathrm{CE}(y, g) + \beta \sum_j \mathrm{mean}\left(\frac{Q(A^j_S)}{\lVert Q(A^j_S) \rVert_2} -
         \frac{Q(A^j_T)}{\lVert Q(A^j_T) \rVert_2}\right)^2
 
-    The mean is over rows and places. Maps of different sides are averaged to the smaller ones.
+    The mean is over rows and places, as in the authors' code, whose :math:`\beta` it is; equation 2 of the paper has
+    :math:`\beta / 2` and the distance itself. Maps of different sides are averaged to the smaller ones.
 
     Args:
-        beta: :math:`\beta`; 1000 in the paper, which divides it by rows and places, as the mean does.
+        beta: :math:`\beta`; 1000 in the paper (section 4.1).
         teacher_at: names of the teacher's modules, deepest last.
         student_at: of the student's, one for each of the teacher's.
 
@@ -63,7 +64,7 @@ class AttentionTransfer:
         if self.beta:
             for mine, its in zip(maps, _maps.of_teacher(batch, self.teacher_at).maps, strict=True):
                 one, other = _maps.aligned(mine, its)
-                loss = loss + self.beta / 2 * F.mse_loss(_attention(one), _attention(other))
+                loss = loss + self.beta * F.mse_loss(_attention(one), _attention(other))
         return loss
 
     def finish(self, trained: nn.Module, student: nn.Module) -> dict[str, object]:

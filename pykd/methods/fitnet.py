@@ -27,16 +27,18 @@ class FitNet:
     In the others the whole student is distilled (section 2.1), the teacher's weight falling linearly:
 
     .. math::
-        L = \mathrm{CE}(y, g) + \lambda\, T^2\, \mathrm{KL}\bigl(\mathrm{softmax}(z / T) \,\Vert\,
+        L = \mathrm{CE}(y, g) + \lambda\, \mathrm{KL}\bigl(\mathrm{softmax}(z / T) \,\Vert\,
         \mathrm{softmax}(g / T)\bigr)
+
+    which is theirs but for the entropy of the teacher's answers, a constant.
 
     The squared distance is the mean over the map's entries here, so that its size is that of a cross-entropy whatever
     the maps are. The regressor is a convolution without padding that takes the guided maps to the hint's sides, or a
     1x1 convolution where they are no larger; hints larger than the guided maps are averaged to their sides.
 
     Args:
-        temperature: :math:`T`.
-        weight: :math:`\lambda` of the first epoch of distillation; 1 in the last.
+        temperature: :math:`T`; 3 in the authors' code.
+        weight: :math:`\lambda` of the first epoch of distillation, 4 in the authors' code; 1 in the last.
         hint_epochs: share of the epochs for the hint, in [0, 1].
         teacher_at: name of the teacher's module that gives the hint, a list of one.
         student_at: of the guided one.
@@ -52,7 +54,7 @@ class FitNet:
     label: ClassVar[str] = "student, FitNet"
     keep: ClassVar[str] = "best"
 
-    temperature: float = 4.0
+    temperature: float = 3.0
     weight: float = 4.0
     hint_epochs: float = 0.25
     teacher_at: Sequence[str] = ("stage2",)
@@ -84,7 +86,7 @@ class FitNet:
             return 0.5 * F.mse_loss(mine, hint) + 0 * logits.sum()
         done = (batch.epoch - first) / max(1, batch.epochs - first - 1)
         weight = self.weight + (1 - self.weight) * done
-        whole = 1 + weight  # CE + weight T^2 KL = whole * (w CE + (1 - w) T^2 KL), w = 1 / whole
+        whole = 1 + weight / self.temperature**2  # CE + weight KL = whole (w CE + (1 - w) T^2 KL), w = 1 / whole
         loss = whole * distillation_loss(
             logits, batch.teacher_logits, batch.labels, temperature=self.temperature, hard_weight=1 / whole
         )

@@ -30,7 +30,7 @@ class Batch:
         epoch: number of the epoch, from 0.
         epochs: of the stage.
         train_rows: rows of the training data.
-        teachers: the networks themselves, frozen, for losses that want more of them than logits.
+        teachers: the networks themselves, each a ``FrozenTeacher``, for losses that want more of them than logits.
     """
 
     inputs: Tensor

@@ -51,7 +51,7 @@ def test_attention_transfer_is_its_formula(stride: int) -> None:
         its = F.adaptive_avg_pool2d(its, 4)
     q = [maps.pow(2).sum(1).flatten(1) for maps in (mine, its)]
     difference = q[0] / q[0].norm(dim=1, keepdim=True) - q[1] / q[1].norm(dim=1, keepdim=True)
-    torch.testing.assert_close(loss, F.cross_entropy(logits, LABELS) + 3.5 * difference.square().mean())
+    torch.testing.assert_close(loss, F.cross_entropy(logits, LABELS) + 7 * difference.square().mean())
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -66,7 +66,7 @@ def test_fitnet_learns_the_hint_first(stride: int) -> None:
     torch.testing.assert_close(method.loss(trained, batch(teacher)), (regressed - hint).square().mean() / 2)
     for epoch, weight in ((2, 3.0), (3, 1.0)):
         soft = F.kl_div(F.log_softmax(logits / 2, 1), F.softmax(teacher(INPUTS).detach() / 2, 1), reduction="batchmean")
-        expected = F.cross_entropy(logits, LABELS) + weight * 4 * soft
+        expected = F.cross_entropy(logits, LABELS) + weight * soft
         torch.testing.assert_close(method.loss(trained, batch(teacher, epoch)), expected)
 
 
@@ -192,6 +192,13 @@ def test_maps_that_are_not_finite_are_told() -> None:
     teacher[0].weight.data[0] = float("nan")
     with pytest.raises(PykdError, match="the teacher: the module '1' gives NaN or infinity"):
         run(FactorTransfer(**FT), teacher=teacher, teacher_training=None)
+
+
+def test_a_teacher_that_is_not_frozen_is_told() -> None:
+    student, given = network(4), batch(network(5))
+    given.teachers = [network(5)]
+    with pytest.raises(PykdError, match=r"the teacher, a Sequential, is not frozen: wrap it in pykd.training.Frozen"):
+        AttentionTransfer(**AT).loss(student, given)
 
 
 @pytest.mark.parametrize(
