@@ -9,32 +9,39 @@ from pykd.config import nearest
 from pykd.errors import PykdError
 
 
-def features(network: nn.Module, inputs: Tensor, names: Sequence[str], *, of: nn.Module | None = None) -> Any:
+def features(network: Callable[..., Any], inputs: Any, names: Sequence[str], *, of: nn.Module | None = None) -> Any:
     """What the network answers, and what its modules of these names answer on the way, in the same pass.
 
     Nothing stays behind in the network: the hooks live as long as the call, and what they see is returned.
 
     Args:
-        network: it is called with ``inputs``; the values keep their gradients.
-        inputs: of ``network``.
+        network: a module, or a function that calls one; it is called with ``inputs``, and the values keep their
+            gradients.
+        inputs: of ``network``, one argument of any type.
         names: of modules, as ``named_modules()`` has them.
-        of: the module whose submodules are named, where ``network`` wraps it, as DistributedDataParallel does.
+        of: the module whose submodules are named, where ``network`` is not that module: a function, or a wrapper such
+            as DistributedDataParallel.
 
     Returns:
         (output, [value of each name]).
 
     Raises:
-        PykdError: an unknown name (with the nearest known one) or one given twice; a module that the pass does not
-            call, calls twice, whose value is no tensor, or whose value a later module writes over.
+        PykdError: a function without ``of``; an unknown name (with the nearest known one) or one given twice; a
+            module that the pass does not call, calls twice, whose value is no tensor, or whose value a later module
+            writes over.
 
     Cost: the pass itself; a microsecond or two for each name.
 
     Example:
+        >>> import torch
         >>> network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> output, (hidden,) = features(network, torch.ones(4, 2), ["1"])
         >>> hidden.shape, output.equal(network[2](hidden))
         (torch.Size([4, 3]), True)
     """
+    named = network if of is None else of
+    if not isinstance(named, nn.Module):
+        raise PykdError("network is a function: give the module that it calls, whose submodules are named, as of=")
     found: dict[str, tuple[Tensor, int]] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -48,8 +55,7 @@ def features(network: nn.Module, inputs: Tensor, names: Sequence[str], *, of: nn
         return hook
 
     handles = [
-        module.register_forward_hook(keep(name))
-        for name, module in zip(names, modules(network if of is None else of, names), strict=True)
+        module.register_forward_hook(keep(name)) for name, module in zip(names, modules(named, names), strict=True)
     ]
     try:
         output = network(inputs)

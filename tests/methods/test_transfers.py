@@ -1,6 +1,9 @@
 """Transfers of features: losses against their formulas, what stays frozen, what drops away, whole runs."""
 
 import copy
+import dataclasses
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -11,10 +14,10 @@ from torch.utils.data import TensorDataset
 
 import pykd
 from pykd.config import Training
-from pykd.errors import PykdError
+from pykd.errors import Interrupted, PykdError
 from pykd.methods import AttentionTransfer, FactorTransfer, FitNet
 from pykd.nn.features import features
-from pykd.training import Batch, FrozenTeacher
+from pykd.training import Batch, First, FrozenTeacher
 
 INPUTS = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(6) % 3
@@ -125,7 +128,7 @@ def run(method: Any, out: Any = None, **options: Any) -> Any:
     return pykd.distill(method, **{**given, **options})
 
 
-FT: Any = {"paraphraser": {"epochs": 2, "lr": 0.01}, "beta": 5.0, **AT}
+FT: Any = {"paraphraser": {"epochs": 2, "batch_size": 16, "lr": 0.01}, "beta": 5.0, **AT}
 
 
 @pytest.mark.parametrize("method", [AttentionTransfer(**AT), FitNet(**AT), FactorTransfer(**FT)], ids=lambda m: m.label)
@@ -167,6 +170,44 @@ def test_one_paraphraser_serves_all(tmp_path: Any) -> None:
         baselines=["alone", "ft_kd", "fitnet", "attention_transfer"],
     )
     assert all(value.equal(result.student.state_dict()[name]) for name, value in again.student.state_dict().items())
+
+
+@pytest.mark.parametrize("stage", ["paraphraser", "student"])
+def test_interrupted_and_resumed_gives_the_same_bits(tmp_path: Any, stage: str) -> None:
+    steps: list[str] = []
+
+    def count(name: str) -> None:
+        steps.append(name)
+        if steps.count(stage) == 4 and name == stage:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    class Stopping(FactorTransfer):
+        def first(self, *arguments: Any) -> First:
+            first = super().first(*arguments)
+            return dataclasses.replace(first, loss=lambda *of: (count("paraphraser"), first.loss(*of))[1])
+
+        def loss(self, *arguments: Any) -> Tensor:
+            count("student")
+            return super().loss(*arguments)
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(FactorTransfer(**FT), whole)
+    with pytest.raises(Interrupted):
+        run(Stopping(**FT), stopped)
+    run(Stopping(**FT), stopped, resume=True)
+    for name in ("paraphraser", "student"):
+        assert (whole / f"{name}.safetensors").read_bytes() == (stopped / f"{name}.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", [AttentionTransfer(**AT), FitNet(**AT), FactorTransfer(hard_weight=0.3, **AT)])
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_the_teacher_runs_once_a_batch(method: Any, epoch: int) -> None:
+    teacher, rows = network(6, seed=2), []
+    first = {"first": method.first([teacher], INPUTS[:1]).module} if isinstance(method, FactorTransfer) else {}
+    trained = method.prepare(network(4), [teacher], INPUTS[:1], **first)
+    teacher.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    method.loss(trained, batch(teacher, epoch))
+    assert rows == [len(INPUTS)]
 
 
 @pytest.mark.parametrize(

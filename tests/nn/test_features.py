@@ -58,6 +58,22 @@ def test_a_wrapped_network_is_called() -> None:
     assert output.equal(network[1](hidden).softmax(1))
 
 
+def test_a_function_is_called_with_any_inputs() -> None:
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 4)
+
+        def forward(self, rows: list[Tensor], target: Tensor) -> dict[str, Tensor]:
+            return {"loss": (self.linear(torch.stack(rows)) - target).square().sum()}
+
+    network, rows = Sums(), [torch.ones(3), torch.zeros(3)]
+    losses, (hidden,) = features(lambda rows: network(rows, torch.ones(4)), rows, ["linear"], of=network)
+    assert losses["loss"].equal((hidden - 1).square().sum())
+    with pytest.raises(PykdError, match="network is a function: give the module that it calls"):
+        features(lambda rows: network(rows, torch.ones(4)), rows, ["linear"])
+
+
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [

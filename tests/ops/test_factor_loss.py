@@ -165,6 +165,31 @@ def test_extreme_scales_change_nothing(form, scales, device):
 
 @each_device
 @each_form
+def test_extreme_scales_change_nothing_in_float64(form, device):
+    student, teacher = pair((5, 200), torch.float64, device, seed=48)
+    check(1e120 * student, 1e-120 * teacher, **form)
+
+
+@each_device
+@pytest.mark.parametrize("scale", [1e-22, 1e-20, 1e-17])
+@each_form
+def test_extreme_scales_keep_close_factors_apart(form, scale, device):
+    """Squares of float32 lose digits before they vanish."""
+    student, _ = pair((5, 200), device=device, seed=50)
+    check(scale * student, scale * student * (1 + 1e-4 * logits((5, 200), torch.float32, device, seed=51)), **form)
+
+
+@each_device
+@each_form
+def test_extreme_entries_at_the_beginning_of_a_long_row(form, device):
+    factors = pair((2, 2500), device=device, seed=52)
+    for factor in factors:
+        factor[:, :1000] *= 1e30
+    check(*factors, **form)
+
+
+@each_device
+@each_form
 def test_extreme_powers_of_two_change_no_bit(form, device):
     student, teacher = pair((5, 200), device=device, seed=18)
     loss, (of_student, of_teacher) = factor_loss_and_grad(student, teacher, **form)
@@ -208,6 +233,29 @@ def test_zero_factors_have_no_gradient(form, device):
     _, (of_student, of_teacher) = factor_loss_and_grad(student, teacher, **form)
     assert not of_student[[0, 2]].any() and not of_teacher[[1, 2]].any()
     assert of_student[3].all() and of_teacher[3].all()
+
+
+@each_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@each_form
+def test_zero_factors_have_no_gradient_for_any_weight(form, dtype, device):
+    student, teacher = (1e-3 * x for x in pair((3, 33), dtype, device, seed=54))
+    student[0], teacher[1] = 0, 0
+    leaves = [x.requires_grad_() for x in (student, teacher)]
+    (1e6 * factor_loss(*leaves, **form)).backward()
+    assert not student.grad[0].any() and not teacher.grad[1].any()
+    assert student.grad.isfinite().all() and teacher.grad.isfinite().all()
+
+
+@each_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@each_form
+def test_extreme_equal_factors_cost_nothing(form, dtype, device):
+    """Of a dtype's smallest number, whose gradient would overflow but for the difference of 0."""
+    limits = torch.finfo(dtype)
+    student = torch.full((1, 3), limits.smallest_normal * limits.eps, dtype=dtype, device=device)
+    loss, grads = factor_loss_and_grad(student, student.clone(), **form)
+    assert student.all() and loss == 0 and not any(grad.any() for grad in grads)
 
 
 @each_device
