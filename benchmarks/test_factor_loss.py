@@ -19,6 +19,7 @@ from pykd.ops import factor_loss, factor_loss_and_grad
 
 # rows, channels, height, width: CIFAR's ResNets with a paraphrase rate of 1/2, ImageNet's
 SHAPES = [(128, 32, 8, 8), (32, 256, 7, 7)]
+GPU_SHAPES = [*SHAPES, (8192, 256, 7, 7)]  # the last one beyond the caches: memory's speed
 
 
 class Factors:
@@ -87,7 +88,7 @@ def test_factor_loss(benchmark, shape, threads, name, block):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
 @pytest.mark.parametrize("block, name", in_turns(NAMES, 3))
 def test_factor_loss_on_gpu(benchmark, shape, name, block, dtype):
     call = prepared(implementations, shape, "cuda", dtype, 1, "", name, Factors)

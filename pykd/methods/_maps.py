@@ -1,7 +1,6 @@
 """Feature maps of teacher and student at modules that a recipe names."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +23,7 @@ def check_points(teacher_at: object, student_at: object) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Taught:
-    """What one pass of the teacher gives."""
-
-    logits: Tensor
-    maps: list[Tensor]
-
-
-def of_teacher(batch: Batch, names: Sequence[str]) -> Taught:
+def of_teacher(batch: Batch, names: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
     """Logits and maps of the (first) teacher, without gradient, in one pass.
 
     Raises:
@@ -44,7 +35,7 @@ def of_teacher(batch: Batch, names: Sequence[str]) -> Taught:
             f"the teacher, a {type(teacher).__name__}, is not frozen: wrap it in pykd.training.FrozenTeacher"
         )
     logits, maps = features(teacher, batch.inputs, names, of=teacher.module)
-    return Taught(logits, maps)
+    return logits, maps
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Zagoruyko & Komodakis 2017, "Paying More Attention to Attention", arXiv 1612.03928."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,6 +28,8 @@ class AttentionTransfer:
     The mean is over rows and places, as in the authors' code, whose :math:`\beta` it is; equation 2 of the paper has
     :math:`\beta / 2` and the distance itself. Maps of different sides are averaged to the smaller ones.
 
+    Of several teachers the first counts.
+
     Args:
         beta: :math:`\beta`; 1000 in the paper (section 4.1).
         teacher_at: names of the teacher's modules, deepest last.
@@ -52,23 +55,25 @@ class AttentionTransfer:
         _maps.check_points(self.teacher_at, self.student_at)
 
     def prepare(self, student: nn.Module, teachers: Sequence[nn.Module], inputs: Tensor) -> nn.Module:
-        """The student itself, once the named modules are known to give maps."""
+        """The student, once the named modules are known to give maps."""
         _maps.shapes("the teacher", teachers[0], inputs, self.teacher_at)
         _maps.shapes("the student", student, inputs, self.student_at)
-        return student
+        return copy.deepcopy(student)
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy and the distances of the attentions, mean over the rows."""
         logits, maps = features(student, batch.inputs, self.student_at, of=unwrapped(student))
         loss: Tensor = F.cross_entropy(logits, batch.labels)
         if self.beta:
-            for mine, its in zip(maps, _maps.of_teacher(batch, self.teacher_at).maps, strict=True):
+            _, taught = _maps.of_teacher(batch, self.teacher_at)
+            for mine, its in zip(maps, taught, strict=True):
                 one, other = _maps.aligned(mine, its)
                 loss = loss + self.beta * F.mse_loss(_attention(one), _attention(other))
         return loss
 
     def finish(self, trained: nn.Module, student: nn.Module) -> dict[str, object]:
-        """Nothing is left to do."""
+        """The student takes over the weights."""
+        student.load_state_dict(trained.state_dict())
         return {}
 
     def comparisons(self) -> dict[str, Method]:
@@ -77,4 +82,4 @@ class AttentionTransfer:
 
 
 def _attention(maps: Tensor) -> Tensor:
-    return F.normalize(maps.square().sum(1).flatten(1))
+    return F.normalize(maps.float().square().sum(1).flatten(1))

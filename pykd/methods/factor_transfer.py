@@ -4,12 +4,12 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pykd.config import Training
+from pykd.config import Training, training_of
 from pykd.errors import PykdError
 from pykd.methods import _fields, _maps
 from pykd.methods.attention_transfer import AttentionTransfer
@@ -18,9 +18,16 @@ from pykd.methods.fitnet import FitNet
 from pykd.nn.factor import Paraphraser, Translator
 from pykd.nn.features import features
 from pykd.ops import distillation_loss, factor_loss
-from pykd.training import Batch, First, FrozenTeacher, Method
+from pykd.training import Batch, First, FrozenTeacher, Method, unwrapped
 
-PARAPHRASER = Training(epochs=6, optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="constant")
+PARAPHRASER = {
+    "epochs": 6,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "schedule": "constant",
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class FactorTransfer:
 
     With ``hard_weight`` w below 1 the labels' term is that of Hinton's distillation, the paper's FT+KD:
     :math:`(1 - w)\, T^2\, \mathrm{KL}(z \Vert g) + w\, \mathrm{CE}(y, g)`.
+
+    Of several teachers the first counts.
 
     Args:
         rate: k; a factor has k times the channels of the teacher's maps.
@@ -65,6 +74,8 @@ class FactorTransfer:
         'student, FT+KD'
     """
 
+    keep: ClassVar[str] = "best"
+
     rate: float = 0.5
     beta: float = 500.0
     p: int = 1
@@ -80,11 +91,12 @@ class FactorTransfer:
     def __post_init__(self) -> None:
         _fields.positive("rate", self.rate)
         _fields.deviation("beta", self.beta)
-        if self.p not in (1, 2) or isinstance(self.p, bool):
+        if type(self.p) is not int or self.p not in (1, 2):
             raise ValueError(f"p should be 1 or 2, got {self.p!r}")
         _fields.word("reduction", self.reduction, "mean", "row")
         _fields.word("reconstruction", self.reconstruction, "l1", "l2")
         _fields.share("hard_weight", self.hard_weight)
+        _fields.switch("batch_norm", self.batch_norm)
         _fields.positive("temperature", self.temperature)
         _maps.check_points(self.teacher_at, self.student_at)
         self._training()
@@ -94,11 +106,6 @@ class FactorTransfer:
         """The student's row in the table."""
         return "student, FT" if self.hard_weight == 1 else "student, FT+KD"
 
-    @property
-    def keep(self) -> str:
-        """The best epoch on the held-out rows."""
-        return "best"
-
     def first(self, teachers: Sequence[nn.Module], inputs: Tensor) -> First:
         """The paraphrasers, one for each of the teacher's modules, trained on what those give."""
         shapes = _maps.shapes("the teacher", teachers[0], inputs, self.teacher_at)
@@ -106,10 +113,12 @@ class FactorTransfer:
             paraphrasers = [Paraphraser(each[1], self.rate, batch_norm=self.batch_norm) for each in shapes]
         except ValueError as error:
             raise PykdError(str(error)) from None
+        except RuntimeError:  # torch's word for too little memory
+            raise PykdError(f"a paraphraser of rate {self.rate} does not fit into memory: take a smaller one") from None
         distance = F.l1_loss if self.reconstruction == "l1" else F.mse_loss
 
         def loss(module: nn.Module, batch: Batch) -> Tensor:
-            maps = _maps.of_teacher(batch, self.teacher_at).maps
+            _, maps = _maps.of_teacher(batch, self.teacher_at)
             pairs = zip(module(maps), maps, strict=True)
             return sum((distance(mine, its) for mine, its in pairs), start=maps[0].new_zeros(()))
 
@@ -120,6 +129,7 @@ class FactorTransfer:
     def prepare(self, student: nn.Module, teachers: Sequence[nn.Module], inputs: Tensor, first: nn.Module) -> nn.Module:
         """The student with a translator for each pair, and the paraphrasers, frozen."""
         assert isinstance(first, _Each)
+        _maps.shapes("the teacher", teachers[0], inputs, self.teacher_at)
         shapes = _maps.shapes("the student", student, inputs, self.student_at)
         translators = nn.ModuleList(
             Translator(shape[1], paraphraser.factor_channels, batch_norm=self.batch_norm)  # type: ignore[arg-type]
@@ -130,16 +140,17 @@ class FactorTransfer:
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         """The labels' term and the factors', mean over the rows."""
-        logits, factors, encoders = student(batch.inputs, True)
-        taught = _maps.of_teacher(batch, self.teacher_at)
+        logits, factors = student(batch.inputs, True)
+        taught, maps = _maps.of_teacher(batch, self.teacher_at)
         if self.hard_weight == 1:
             loss: Tensor = F.cross_entropy(logits, batch.labels)
         else:
             loss = distillation_loss(
-                logits, taught.logits, batch.labels, temperature=self.temperature, hard_weight=self.hard_weight
+                logits, taught, batch.labels, temperature=self.temperature, hard_weight=self.hard_weight
             )
-        for mine, encoder, maps in zip(factors, encoders, taught.maps, strict=True):
-            pair = _maps.aligned(mine, encoder(maps))
+        encoders: Any = unwrapped(student).encoders
+        for mine, encoder, each in zip(factors, encoders, maps, strict=True):
+            pair = _maps.aligned(mine, encoder(each))
             loss = loss + self.beta * factor_loss(*pair, p=self.p, reduction=self.reduction)
         return loss
 
@@ -162,7 +173,10 @@ class FactorTransfer:
     def _training(self) -> Training:
         if not isinstance(self.paraphraser, dict):
             raise ValueError(f"paraphraser should be a mapping of training fields, got {self.paraphraser!r}")
-        return Training.model_validate({**PARAPHRASER.model_dump(exclude_unset=True), **self.paraphraser})
+        try:
+            return training_of({**PARAPHRASER, **self.paraphraser})
+        except ValueError as error:
+            raise ValueError(f"paraphraser: {error}") from None
 
 
 class _Each(nn.Module):
@@ -187,9 +201,9 @@ class _Translated(nn.Module):
         self._names = names
 
     def forward(self, inputs: Tensor, translated: bool = False) -> Any:
-        """The logits; with ``translated`` also the factors, and what gives the teacher's."""
+        """The logits; with ``translated`` also the factors."""
         if not translated:
             return self.network(inputs)
         logits, maps = features(self.network, inputs, self._names)
         factors = [translator(value) for translator, value in zip(self.translators, maps, strict=True)]
-        return logits, factors, list(self.encoders)
+        return logits, factors

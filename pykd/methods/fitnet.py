@@ -36,10 +36,12 @@ class FitNet:
     the maps are. The regressor is a convolution without padding that takes the guided maps to the hint's sides, or a
     1x1 convolution where they are no larger; hints larger than the guided maps are averaged to their sides.
 
+    Of several teachers the first counts for the hint, and for the logits.
+
     Args:
         temperature: :math:`T`; 3 in the authors' code.
         weight: :math:`\lambda` of the first epoch of distillation, 4 in the authors' code; 1 in the last.
-        hint_epochs: share of the epochs for the hint, in [0, 1].
+        hint_epochs: share of the epochs for the hint, in [0, 1); at least the last epoch distils.
         teacher_at: name of the teacher's module that gives the hint, a list of one.
         student_at: of the guided one.
 
@@ -64,6 +66,8 @@ class FitNet:
         _fields.positive("temperature", self.temperature)
         _fields.deviation("weight", self.weight)
         _fields.share("hint_epochs", self.hint_epochs)
+        if self.hint_epochs == 1:
+            raise ValueError("hint_epochs should be below 1: the whole student learns in the epochs that are left")
         _maps.check_points(self.teacher_at, self.student_at)
         if len(self.teacher_at) != 1:
             raise ValueError(f"teacher_at should name one module, the hint, got {len(self.teacher_at)}")
@@ -78,11 +82,12 @@ class FitNet:
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         """That of the hint in the first epochs, then that of distillation; mean over the rows."""
-        first = round(self.hint_epochs * batch.epochs)
+        first = min(round(self.hint_epochs * batch.epochs), batch.epochs - 1)
         logits, regressed = student(batch.inputs, True)
         if batch.epoch < first:
-            hint, mine = _maps.aligned(_maps.of_teacher(batch, self.teacher_at).maps[0], regressed)
-            # The head takes no part, but every parameter has a gradient, as several processes need it.
+            _, (maps,) = _maps.of_teacher(batch, self.teacher_at)
+            hint, mine = _maps.aligned(maps, regressed)
+            # The head learns nothing, but every parameter has a gradient, as several processes need it.
             return 0.5 * F.mse_loss(mine, hint) + 0 * logits.sum()
         done = (batch.epoch - first) / max(1, batch.epochs - first - 1)
         weight = self.weight + (1 - self.weight) * done

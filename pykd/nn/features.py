@@ -42,7 +42,7 @@ def features(network: Callable[..., Any], inputs: Any, names: Sequence[str], *, 
     named = network if of is None else of
     if not isinstance(named, nn.Module):
         raise PykdError("network is a function: give the module that it calls, whose submodules are named, as of=")
-    found: dict[str, tuple[Tensor, int]] = {}
+    found: dict[str, tuple[Tensor, int | None]] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: Any, value: Any) -> None:
@@ -50,7 +50,7 @@ def features(network: Callable[..., Any], inputs: Any, names: Sequence[str], *, 
                 raise PykdError(f"the module {name!r} is called twice in a pass: name one that is called once")
             if not isinstance(value, Tensor):
                 raise PykdError(f"the module {name!r} gives a {type(value).__name__}, not a tensor: name another")
-            found[name] = value, value._version
+            found[name] = value, None if value.is_inference() else value._version
 
         return hook
 
@@ -66,7 +66,7 @@ def features(network: Callable[..., Any], inputs: Any, names: Sequence[str], *, 
         if name not in found:
             raise PykdError(f"the module {name!r} is not called in a pass: name another")
         value, version = found[name]
-        if value._version != version:
+        if version is not None and value._version != version:
             raise PykdError(f"what the module {name!r} gives is written over by a later one: name that one")
     return output, [found[name][0] for name in names]
 
@@ -81,10 +81,16 @@ def modules(network: nn.Module, names: Sequence[str]) -> list[nn.Module]:
         >>> modules(nn.Sequential(nn.ReLU()), ["0"])
         [ReLU()]
     """
-    known = dict(network.named_modules())
+    found = []
     for position, name in enumerate(names):
-        if name not in known or not name:
-            raise PykdError(f"there is no module {name!r}: {nearest(name, [each for each in known if each])}")
+        try:
+            module = network.get_submodule(name)
+        except AttributeError:
+            module = network
+        if module is network:
+            known = [each for each, _ in network.named_modules() if each]
+            raise PykdError(f"there is no module {name!r}: {nearest(name, known)}")
         if name in names[:position]:
             raise PykdError(f"the module {name!r} is named twice")
-    return [known[name] for name in names]
+        found.append(module)
+    return found

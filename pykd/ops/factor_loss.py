@@ -19,7 +19,7 @@ def factor_loss(student: Tensor, teacher: Tensor, *, p: int = 1, reduction: str 
 
     Factor transfer (Kim, Park & Kwak 2018): each row's factor is one vector of :math:`n` entries. The mean
     for :math:`p = 1` is what the authors' code takes, the mean over the rows is the paper's formula. Neither factor's
-    positive scale counts, however large or small; a vector of zeros stays one.
+    positive scale counts for the loss, however large or small; a vector of zeros stays one.
 
     Args:
         student: factors :math:`F_S`, ``[rows, ...]`` of two dimensions or more, float32, float64, float16 or bfloat16,
@@ -37,12 +37,13 @@ def factor_loss(student: Tensor, teacher: Tensor, *, p: int = 1, reduction: str 
 
     Gradients:
         First order in both, of those that require it; a second derivative raises. Equal factors cost exactly 0 with the
-        gradient 0, as has a vector of zeros. A row with NaN or infinity makes the loss NaN, and its own gradients.
+        gradient 0, as has a vector of zeros. A gradient beyond its dtype, as that of tiny factors, overflows. A row
+        with NaN or infinity makes the loss NaN, and its own gradients.
 
     Cost:
-        Each factor is read once from memory, and again from the caches: for its norm, the distance, the gradient. The
-        backward pass does all three, as does :func:`factor_loss_and_grad`. No normalised copy, no scratch but a value
-        a row.
+        Each factor, of rows that fit the caches, is read once from memory and again from them: for its norm, the
+        distance, the gradient. The backward pass does all three, as does :func:`factor_loss_and_grad`. No normalised
+        copy, no scratch but a value a row; factors that are not contiguous are copied, forward and backward.
 
     Determinism:
         Bitwise reproducible on one device and build, for any number of threads.
@@ -55,7 +56,7 @@ def factor_loss(student: Tensor, teacher: Tensor, *, p: int = 1, reduction: str 
         tensor(0.)
     """
     op = "factor_loss"
-    by_row = _by_row(op, reduction)
+    by_row = _by_row(op, p, reduction)
     if torch.compiler.is_compiling():
         return torch.ops.pykd.factor_loss(student, teacher, p, by_row)
     try:
@@ -91,10 +92,12 @@ def factor_loss_and_grad(
         TypeError: if a dtype or device does.
 
     Gradients:
-        Not differentiable: it returns them.
+        Not differentiable: it returns them. float16 gradients of the mean over many entries round to 0, there being no
+        gradient from above to scale them by.
 
     Cost:
-        One read of both factors from memory, two more from the caches, one write of both gradients.
+        One read of both factors from memory, two more from the caches, of rows that fit them, and one write of both
+        gradients. Factors that are not contiguous are copied.
 
     Determinism:
         As :func:`factor_loss`.
@@ -108,7 +111,7 @@ def factor_loss_and_grad(
         tensor([[-0.2500,  0.0000]])
     """
     op = "factor_loss_and_grad"
-    by_row = _by_row(op, reduction)
+    by_row = _by_row(op, p, reduction)
     if torch.compiler.is_compiling():
         loss, *grads = torch.ops.pykd.factor_loss_and_grad(student, teacher, p, by_row)
         return loss, (grads[0], grads[1])
@@ -119,7 +122,10 @@ def factor_loss_and_grad(
     return loss, (grads[0], grads[1])
 
 
-def _by_row(op: str, reduction: str) -> bool:
+def _by_row(op: str, p: int, reduction: str) -> bool:
+    """The schema's by_row; refuses what C++ would take for a ``p`` of 1."""
+    if isinstance(p, bool | Tensor):
+        raise ValueError(f"{op}: p must be 1 or 2, got {p!r}")
     try:
         return _BY_ROW[reduction]
     except (KeyError, TypeError):

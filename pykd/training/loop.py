@@ -283,7 +283,7 @@ class Fit:
             inputs = self._augmented(inputs, rows, step, self._run.augment)
         inputs = stage.train.normalized(inputs)
         rows = replace(rows, inputs=inputs, labels=rows.labels.to(self._device, non_blocking=True))
-        parts = max(1, min(training.accumulate, rows.weight))
+        parts = max(1, min(training.accumulate, rows.total // self._world))  # the same on every process
         for index in range(parts):
             part = rows if parts == 1 else rows.part(index, parts)
             share = part.weight / part.total
@@ -300,12 +300,12 @@ class Fit:
                 train_rows=stage.train.rows if stage.train.by_row else self._steps * rows.total,
                 teachers=[each.teacher for each in self._teachers],
             )
-            with self._precision():
-                loss = stage.loss(self._network, batch)
-            # Gradients are averaged over the processes; the loss is a mean over the rows of the part.
-            weighted = loss if share == 1 else loss * (share * self._world)
             with nullcontext() if index == parts - 1 else self._run.accelerator.no_sync(self._network):
-                self._scaler.scale(weighted).backward()
+                with self._precision():
+                    loss = stage.loss(self._network, batch)
+                # Gradients are averaged over the processes; the loss is a mean over the rows of the part.
+                factor = share * self._world
+                self._scaler.scale(loss if factor == 1 else loss * factor).backward()
             self._losses[step] += loss.detach() if share == 1 else loss.detach() * share
         if training.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)

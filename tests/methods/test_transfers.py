@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import pykd
 from pykd.config import Training
@@ -210,6 +210,37 @@ def test_the_teacher_runs_once_a_batch(method: Any, epoch: int) -> None:
     assert rows == [len(INPUTS)]
 
 
+def test_the_paraphraser_trains_as_the_students_do(tmp_path: Any) -> None:
+    """With a loader's batch size; augmented only where there is an augmentation; one for each rate."""
+
+    class Two(FactorTransfer):
+        def comparisons(self) -> dict[str, Any]:
+            return {"quarter": dataclasses.replace(FactorTransfer(**self.__dict__), rate=0.25)}
+
+    fields = {**FT, "paraphraser": {"epochs": 1}}
+    loader = DataLoader(data(), 8, drop_last=True)
+    result = run(Two(**fields), tmp_path / "run", train=loader, batch_size=8, baselines=["quarter"], epochs=1)
+    steps = {row["stage"]: row["step"] for row in result.metrics}
+    assert steps["paraphraser"] == steps["paraphraser-2"] == steps["student"] > 1
+    assert (tmp_path / "run" / "paraphraser-2.safetensors").exists()
+    with pytest.raises(PykdError, match=r"training\.augment is set: give augment="):
+        run(FactorTransfer(**{**FT, "paraphraser": {"augment": True}}))
+
+
+@pytest.mark.parametrize("fill", [0.0, 300.0])
+def test_attention_of_half_precision_is_finite(fill: float) -> None:
+    method, half = AttentionTransfer(**AT), torch.autocast("cpu", torch.float16)
+
+    class Filled(nn.Module):
+        def forward(self, maps: Tensor) -> Tensor:
+            return maps * 0 + fill
+
+    student = network(4)
+    student[1] = Filled()
+    with half:
+        assert method.loss(student, batch(network(5))).isfinite()
+
+
 @pytest.mark.parametrize(
     ("method", "sentence"),
     [
@@ -247,10 +278,15 @@ def test_a_teacher_that_is_not_frozen_is_told() -> None:
     [
         (lambda: FactorTransfer(p=3), "p should be 1 or 2, got 3"),
         (lambda: FactorTransfer(reduction="sum"), "reduction should be mean or row"),
+        (lambda: FactorTransfer(p=1.0), r"p should be 1 or 2, got 1\.0"),
+        (lambda: FactorTransfer(batch_norm="no"), "batch_norm should be true or false, got 'no'"),
         (lambda: FactorTransfer(paraphraser=3), "paraphraser should be a mapping of training fields"),
+        (lambda: FactorTransfer(paraphraser={"lrr": 1}), "paraphraser: unknown field 'lrr'; did you mean 'lr'"),
+        (lambda: FactorTransfer(paraphraser={"lr": -1}), "paraphraser: lr: Input should be greater than 0, got -1"),
         (lambda: FactorTransfer(teacher_at=["a", "b"]), "should name as many modules, at least one, got 2 and 1"),
         (lambda: AttentionTransfer(beta=-1), "beta should be finite and not negative"),
         (lambda: FitNet(teacher_at=["a", "b"], student_at=["a", "b"]), "should name one module, the hint, got 2"),
+        (lambda: FitNet(hint_epochs=1), "hint_epochs should be below 1"),
         (lambda: FitNet(hint_epochs=2), r"hint_epochs should be in \[0, 1\]"),
     ],
 )

@@ -96,3 +96,10 @@ def test_values_that_are_written_over_are_told() -> None:
         features(network, INPUTS, ["0"])
     _, (maps,) = features(network, INPUTS, ["1"])
     assert (maps >= 0).all()
+
+
+def test_values_without_versions() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
+    with torch.inference_mode():
+        output, (value,) = features(network, torch.ones(1, 2), ["1"])
+    assert value is output

@@ -412,6 +412,8 @@ def test_broken_rules_say_which(student, teacher, options, message):
         ({"student": [1.0]}, r"student must be a Tensor, got list"),
         ({"teacher": None}, r"teacher must be a Tensor, got NoneType"),
         ({"p": 1.5}, r"p must be an int of 64 bits, got 1.5"),
+        ({"p": True}, r"p must be 1 or 2, got True"),
+        ({"p": torch.tensor(1)}, r"p must be 1 or 2, got tensor\(1\)"),
         ({"reduction": []}, r"reduction must be one of mean, row, got \[\]"),
     ],
 )

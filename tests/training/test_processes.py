@@ -81,7 +81,7 @@ def test_two_processes_train_one_variational_student(tmp_path: Path) -> None:
 
 def test_two_processes_transfer_features_as_one(tmp_path: Path) -> None:
     """Networks without batch normalisation, whose statistics are those of a process's own rows."""
-    training = "{epochs: 1, batch_size: 22, optimizer: sgd, lr: 0.01}"
+    training = "{epochs: 1, batch_size: 22, accumulate: 2, optimizer: sgd, lr: 0.001}"
     changes = ["method.teacher_at=['4']", "method.student_at=['4']", f"method.paraphraser={training}"]
     changes += ["method.reconstruction=l2", "method.p=2"]  # a gradient that is a sign makes much of rounding
     changes += [f"{who}={{name: modified_lenet, training: {training}}}" for who in ("teacher", "student")]

@@ -6,9 +6,11 @@
 //   grad_student[r,i] = grad_loss * dloss/dstudent[r,i], and grad_teacher likewise
 //
 // A vector of zeros stays one and has the gradient 0; at d = 0 the gradient is 0. A factor's positive scale does not
-// count, however large or small. A row with NaN or infinity has the loss and the gradients NaN.
+// count, however large or small, but for a gradient that overflows its dtype. A row with NaN or infinity has the loss
+// and the gradients NaN.
 //
-// Three passes over a row, which the caches keep: the norms; the loss and inner products; the gradients.
+// Three passes over a row, the last two from the caches where it fits them: the norms; the loss and inner products; the
+// gradients.
 
 #pragma once
 
@@ -18,8 +20,8 @@ struct CUstream_st;
 
 namespace pykd {
 
-// Accumulation is in float, in double for float64 factors and over the tiles of a row. Both factors are float64, or
-// neither.
+// Accumulation is in float, in double for float64 factors and, on the CPU, over the tiles of a row. Both factors are
+// float64, or neither.
 struct FactorLoss {
   const void* student;    // [rows, entries], row-major, student_dtype
   const void* teacher;    // [rows, entries], row-major, teacher_dtype

@@ -3,8 +3,9 @@
 #include "kernels/factor_loss/factor_loss_math.h"
 
 // The floor is memory: with both gradients a float32 entry moves 16 bytes, with the student's alone 12, for the
-// value 8. A row is read once from memory and again from the caches, where the rows under way (132 SMs of two blocks, 8
-// to 100 KB a row) fit: 256 KB of L1 an SM, 50 MB of L2.
+// value 8. A row is read once from memory and again from the caches where the rows under way fit: 1024 threads an SM,
+// of 64 registers each, hence one long row; 256 KB of L1 an SM, 50 MB of L2. A row is one block's, so fewer long rows
+// than SMs leave some idle: over several blocks each pass would be a launch, and read large batches from memory again.
 namespace pykd::cuda {
 namespace {
 

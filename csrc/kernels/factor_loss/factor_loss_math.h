@@ -31,8 +31,8 @@ PYKD_HD V direction(int p, V e) {
 // ---- a row ---------------------------------------------------------------------------------------------------------
 
 // Whether a sum of squares is to be trusted, and that of differences of a rounding's size, too; no for 0 and NaN.
-PYKD_HD bool is_in_range(float squares) { return squares > 1e-12f && squares < 1e30f; }
-PYKD_HD bool is_in_range(double squares) { return squares > 1e-200 && squares < 1e300; }
+PYKD_HD bool is_in_range(float squares) { return squares > 1e-12f && squares < 1e20f; }
+PYKD_HD bool is_in_range(double squares) { return squares > 1e-200 && squares < 1e200; }
 
 // The power of two that brings a magnitude near 1.
 PYKD_HD float power_against(float magnitude) {
@@ -75,8 +75,12 @@ struct Units {
   // lies along the factors, so the part that goes is that of the direction as it was computed.
   PYKD_HD void slopes(const FactorLoss& a, double grad_loss, double cost, double inner, Slope& of_student,
                       Slope& of_teacher) const {
+    if (cost == 0) {  // scales may overflow
+      of_student = of_teacher = {0, 0};
+      return;
+    }
     double factor = a.scale * grad_loss;
-    if (a.p == 2) factor *= !a.by_row ? 2 * length() : cost == 0 ? 0 : 1 / sqrt(cost);
+    if (a.p == 2) factor *= a.by_row ? 1 / sqrt(cost) : 2 * length();
     const double with_d = length() * cost, with_student = student.inverse * inner + 0 * with_d;  // NaN is one in both
     of_student = slope(student, factor, with_student);
     of_teacher = slope(teacher, -factor, with_student - with_d);
@@ -84,8 +88,8 @@ struct Units {
 
  private:
   PYKD_HD static Slope slope(const Unit& own, double factor, double with_own) {
-    const double outer = factor * own.scale * own.inverse;
-    return {outer, outer * own.inverse * with_own};
+    const double outer = factor * (own.scale * own.inverse);  // 0 for zeros, whose scale is the largest
+    return {outer, outer * (own.inverse * with_own)};
   }
 };
 

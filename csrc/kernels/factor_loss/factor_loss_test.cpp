@@ -33,7 +33,7 @@ struct Case {
   bool by_row = false;
   bool wants_row_loss = true, wants_loss = true, wants_student = true, wants_teacher = true;
   bool has_grad_loss = false;
-  int64_t offset = 0;  // elements from a well aligned address to the factors'
+  int64_t student_offset = 0, teacher_offset = 0;  // elements from a well aligned address to the factors'
   double student_scale = 1, teacher_scale = 1;
 
   std::string name() const {
@@ -48,7 +48,8 @@ struct Case {
                       {"wants_student", wants_student},
                       {"wants_teacher", wants_teacher},
                       {"grad_loss", has_grad_loss},
-                      {"offset", offset},
+                      {"student_offset", student_offset},
+                      {"teacher_offset", teacher_offset},
                       {"student_scale", student_scale},
                       {"teacher_scale", teacher_scale}});
   }
@@ -96,10 +97,10 @@ struct Problem {
   explicit Problem(const Case& c)
       : c(c),
         loss_dtype(loss_dtype_of(c.student)),
-        student(c.student, c.rows * c.entries, c.offset),
-        teacher(c.teacher, c.rows * c.entries, c.offset),
-        grad_student(c.student, c.wants_student ? c.rows * c.entries : 0, c.offset),
-        grad_teacher(c.teacher, c.wants_teacher ? c.rows * c.entries : 0, c.offset),
+        student(c.student, c.rows * c.entries, c.student_offset),
+        teacher(c.teacher, c.rows * c.entries, c.teacher_offset),
+        grad_student(c.student, c.wants_student ? c.rows * c.entries : 0, c.student_offset),
+        grad_teacher(c.teacher, c.wants_teacher ? c.rows * c.entries : 0, c.teacher_offset),
         grad_loss(loss_dtype, 1),
         row_loss(loss_dtype, c.wants_row_loss ? c.rows : 0),
         loss(loss_dtype, 1) {
@@ -260,7 +261,8 @@ void test_sizes() {
     c.wants_student = one_of(true, true, false);
     c.wants_teacher = one_of(true, false);
     c.has_grad_loss = one_of(false, true);
-    c.offset = one_of(int64_t{0}, int64_t{0}, int64_t{1}, int64_t{2});
+    c.student_offset = one_of(int64_t{0}, int64_t{0}, int64_t{1}, int64_t{2});
+    c.teacher_offset = one_of(int64_t{0}, int64_t{0}, int64_t{1}, int64_t{2});
     run(c);
   };
   for (int64_t entries : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257})
@@ -283,18 +285,38 @@ void test_extreme_scales() {
   run({.student = DType::kBFloat16, .teacher = DType::kBFloat16, .student_scale = 1e-30, .teacher_scale = 1e30});
 }
 
-// Some rows of zeros; the others are as without them.
+// One factor alone off the alignment that whole packs ask for.
+void test_alignment() {
+  for (DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16})
+    for (int64_t student : {0, 1})
+      run({.entries = 64,
+           .student = dtype,
+           .teacher = dtype,
+           .student_offset = student,
+           .teacher_offset = 1 - student});
+}
+
+// Some rows of zeros, whatever the gradient from above; the others are as without them.
 void test_zeros() {
-  for (int p : {1, 2})
-    for (bool by_row : {false, true})
-      run({.rows = 4, .entries = 37, .p = p, .by_row = by_row}, [](Problem& problem) {
-        for (int64_t i = 0; i < 37; ++i) {
-          problem.student.set(i, 0);
-          problem.teacher.set(37 + i, 0);
-          problem.student.set(74 + i, 0);
-          problem.teacher.set(74 + i, 0);
-        }
-      });
+  for (DType dtype : {DType::kFloat32, DType::kFloat64})
+    for (int p : {1, 2})
+      for (bool by_row : {false, true})
+        run({.rows = 4,
+             .entries = 37,
+             .student = dtype,
+             .teacher = dtype,
+             .p = p,
+             .by_row = by_row,
+             .has_grad_loss = true},
+            [](Problem& problem) {
+              problem.grad_loss.set(0, 1e9);
+              for (int64_t i = 0; i < 37; ++i) {
+                problem.student.set(i, 0);
+                problem.teacher.set(37 + i, 0);
+                problem.student.set(74 + i, 0);
+                problem.teacher.set(74 + i, 0);
+              }
+            });
 }
 
 // Equal factors cost nothing, whatever power of two lies between them, to the bit.
@@ -378,6 +400,7 @@ void test_no_rows() {
 int main() {
   test_dtypes();
   test_sizes();
+  test_alignment();
   test_extreme_scales();
   test_zeros();
   test_equal_factors();
