@@ -25,8 +25,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.transforms.functional import pil_to_tensor
 
 from pykd.errors import PykdError
-from pykd.nn import Paraphraser, Translator
-from pykd.nn.features import features
+from pykd.nn import Paraphraser, Translator, features
 from pykd.ops import factor_loss
 
 AT = "backbone.body.layer4"  # of teacher and student
