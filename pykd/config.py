@@ -70,6 +70,22 @@ class Training(_Strict):
     )
 
 
+def training_of(fields: Mapping[str, Any]) -> Training:
+    """``Training`` of these fields.
+
+    Raises:
+        ValueError: an unknown field (with the nearest known one), or a value that one cannot have, in one sentence.
+    """
+    for name in fields:
+        if name not in Training.model_fields:
+            raise ValueError(f"unknown field {name!r}; {nearest(name, Training.model_fields)}")
+    try:
+        return Training.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{first['loc'][0]}: {first['msg']}, got {first['input']!r}") from None
+
+
 class Data(_Strict):
     """Which images a run reads, and how much of the training part is held out for every choice."""
 

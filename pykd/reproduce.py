@@ -91,7 +91,7 @@ NOISY_TEACHER = [
     ),
     Variant("noise-on-student", "noise on the student, alpha 0.8, sigma 0.3", (*NOISE, "method.noise_on=student")),
     Variant("dropout", "clean regression, dropout 0.2 in the student", (REGRESSION, "student.dropout=0.2")),
-    Variant("hinton", "Hinton distillation", ("method={name: hinton}",)),
+    Variant("hinton", "Hinton distillation", ("method={name: kd}",)),
     Variant(
         "hinton,noisy", "Hinton distillation, noisy, alpha 0.8, sigma 0.3", (*NOISE, "method.objective=distillation")
     ),

@@ -21,7 +21,11 @@ BLOCKS = [
     for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
 ]
 NOISY_TEACHER = (ROOT / "docs" / "noisy_teacher.md").read_text()
-VARIATIONAL_STUDENT = (ROOT / "docs" / "variational_student.md").read_text()
+METHODS = [
+    NOISY_TEACHER,
+    *((ROOT / "docs" / f"{name}.md").read_text() for name in ("variational_student", "factor_transfer")),
+]
+COMPARED = [(name, page) for page in METHODS for name in re.findall(r"<!-- compare: ([\w-]+) -->", page)]
 
 
 def commands(page):
@@ -54,14 +58,16 @@ def test_tables_come_from_the_records():
         assert table.replaced(page, text) == page
 
 
-@pytest.mark.parametrize("command", commands(NOISY_TEACHER) + commands(VARIATIONAL_STUDENT))
+@pytest.mark.parametrize("command", [command for page in METHODS for command in commands(page)])
 def test_commands_run(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     few = [] if "--quick" in command or "distill" in command else ["--seeds=1"]
     tiny = TINY
-    if "sparse_vd-" in command:  # its networks have no widths
+    if "sparse_vd-" in command or "factor_transfer-" in command:  # networks without widths
         tiny = [*(word for word in TINY if "widths" not in word), "--set=data.name=digits"]
-    _, *words = shlex.split(re.sub("(data.name=|variational_student-)mnist", r"\1digits", command))
+    if "factor_transfer-" in command:
+        tiny += ["--set=teacher.name=resnet", "--set=teacher.depth=8", "--set=method.paraphraser.epochs=1"]
+    _, *words = shlex.split(re.sub("(data.name=|variational_student-|factor_transfer-)mnist", r"\1digits", command))
     result = pykd(*words, *tiny, *few)
     assert result.exit_code == 0, result.output
     assert "%" in result.stdout
@@ -71,7 +77,7 @@ def test_every_variant_has_its_command():
     text = " ".join(commands(NOISY_TEACHER))
     for variant in reproduce.NOISY_TEACHER:
         for change in variant.changes:
-            assert change.partition("=")[0] in text or "hinton" in change
+            assert change.partition("=")[0] in text or "kd" in change
 
 
 @pytest.mark.parametrize("data", re.findall(r"<!-- reproduce: (\w+) -->", NOISY_TEACHER))
@@ -83,10 +89,10 @@ def test_reproduced_tables_come_from_the_records(data):
     assert shown == (reproduce.markdown(json.loads(record.read_text())) if record.exists() else "Not measured yet.")
 
 
-@pytest.mark.parametrize("name", re.findall(r"<!-- compare: ([\w-]+) -->", VARIATIONAL_STUDENT))
-def test_compared_tables_come_from_the_records(name):
+@pytest.mark.parametrize(("name", "page"), COMPARED, ids=[name for name, _ in COMPARED])
+def test_compared_tables_come_from_the_records(name, page):
     record = ROOT / "benchmarks" / "results" / "compare" / f"{name}.json"
-    _, _, rest = VARIATIONAL_STUDENT.partition(f"<!-- compare: {name} -->\n\n")
+    _, _, rest = page.partition(f"<!-- compare: {name} -->\n\n")
     shown, end, _ = rest.partition("\n\n<!-- end -->")
     assert end
     assert shown == (report.markdown(json.loads(record.read_text())) if record.exists() else "Not measured yet.")

@@ -7,8 +7,11 @@
 from collections.abc import Callable
 from functools import partial
 
+from pykd.methods.attention_transfer import AttentionTransfer
 from pykd.methods.bayesian_compression import BayesianCompression
 from pykd.methods.comparisons import HintonDistillation, LogitRegression, StudentAlone, comparisons
+from pykd.methods.factor_transfer import FactorTransfer
+from pykd.methods.fitnet import FitNet
 from pykd.methods.noisy_teacher import NoisyTeacher
 from pykd.methods.variational_student import VariationalStudent
 from pykd.training import Method
@@ -16,17 +19,22 @@ from pykd.training import Method
 METHODS: dict[str, Callable[..., Method]] = {
     "noisy_teacher": NoisyTeacher,
     "logit_regression": LogitRegression,
-    "hinton": HintonDistillation,
+    "kd": HintonDistillation,
     "student_alone": StudentAlone,
     "variational_student": VariationalStudent,
     "sparse_vd": partial(VariationalStudent, lambda_t=0.0, lambda_g=0.0),
-    "kd": partial(VariationalStudent, lambda_v=0.0, lambda_g=0.0),
     "bayesian_compression": BayesianCompression,
+    "factor_transfer": FactorTransfer,
+    "attention_transfer": AttentionTransfer,
+    "fitnet": FitNet,
 }
 
 __all__ = [
     "METHODS",
+    "AttentionTransfer",
     "BayesianCompression",
+    "FactorTransfer",
+    "FitNet",
     "HintonDistillation",
     "LogitRegression",
     "NoisyTeacher",

@@ -37,6 +37,12 @@ def word(name: str, value: object, *known: str) -> None:
         raise ValueError(f"{name} should be {' or '.join(known)}, got {value!r}")
 
 
+def switch(name: str, value: object) -> None:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} should be true or false, got {value!r}")
+
+
 def number(name: str, value: object) -> None:
     """A finite number."""
     if not _between(value, -math.inf, math.inf) or value == -math.inf:

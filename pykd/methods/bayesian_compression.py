@@ -65,7 +65,7 @@ class BayesianCompression:
         _fields.number("log_sigma2", self.log_sigma2)
         _fields.names("skip", self.skip)
 
-    def prepare(self, student: nn.Module, teachers: Sequence[nn.Module]) -> nn.Module:
+    def prepare(self, student: nn.Module, teachers: Sequence[nn.Module], inputs: Tensor) -> nn.Module:
         """The student with group-sparse layers."""
         return variational(student, log_sigma2=self.log_sigma2, threshold=self.threshold, skip=self.skip, kinds=GROUPED)
 

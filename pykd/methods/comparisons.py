@@ -67,7 +67,7 @@ class HintonDistillation:
         HintonDistillation(temperature=4.0, hard_weight=0.1)
     """
 
-    label: ClassVar[str] = "student, Hinton distillation"
+    label: ClassVar[str] = "student, KD"
 
     temperature: float = 4.0
     hard_weight: float = 0.1
@@ -95,6 +95,6 @@ def comparisons() -> dict[str, Method]:
     """The baselines by name.
 
     >>> list(comparisons())
-    ['alone', 'clean', 'hinton']
+    ['alone', 'clean', 'kd']
     """
-    return {"alone": StudentAlone(), "clean": LogitRegression(), "hinton": HintonDistillation()}
+    return {"alone": StudentAlone(), "clean": LogitRegression(), "kd": HintonDistillation()}

@@ -116,7 +116,7 @@ class VariationalStudent:
         """The last epoch is finished where it is the sparsest."""
         return "last" if self.lambda_v or self.lambda_g else "best"
 
-    def prepare(self, student: nn.Module, teachers: Sequence[nn.Module]) -> nn.Module:
+    def prepare(self, student: nn.Module, teachers: Sequence[nn.Module], inputs: Tensor) -> nn.Module:
         """The student with variational layers, and the regulariser that watches them."""
         if self.lambda_v:
             network = variational(student, log_sigma2=self.log_sigma2, threshold=self.threshold, skip=self.skip)

@@ -1,5 +1,5 @@
 """Modules over :mod:`pykd.ops`: variational layers, group-sparse Bayesian layers, the block-sparse regulariser,
-sparse layers for inference.
+sparse layers for inference, the paraphraser and translator of factor transfer; ``features`` of any network.
 
 >>> import torch
 >>> VariationalLinear(4, 2)(torch.zeros(3, 4)).shape
@@ -7,6 +7,8 @@ torch.Size([3, 2])
 """
 
 from pykd.nn.block_sparse import BlockSparseRegularizer
+from pykd.nn.factor import Paraphraser, Translator
+from pykd.nn.features import features
 from pykd.nn.group_variational import GroupVariationalConv2d, GroupVariationalLinear
 from pykd.nn.sparse import SparseConv2d, SparseLinear, sparsify
 from pykd.nn.variational import (
@@ -23,10 +25,13 @@ __all__ = [
     "BlockSparseRegularizer",
     "GroupVariationalConv2d",
     "GroupVariationalLinear",
+    "Paraphraser",
     "SparseConv2d",
     "SparseLinear",
+    "Translator",
     "VariationalConv2d",
     "VariationalLinear",
+    "features",
     "kl",
     "plain",
     "set_noise",

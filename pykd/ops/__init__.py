@@ -7,6 +7,7 @@ load()  # registers torch.ops.pykd, or says in one sentence why it cannot
 from pykd.ops.block_norm import block_norm, block_norm_and_grad, block_norms  # noqa: E402
 from pykd.ops.block_prox import block_prox_  # noqa: E402
 from pykd.ops.distillation_loss import distillation_loss, distillation_loss_and_grad  # noqa: E402
+from pykd.ops.factor_loss import factor_loss, factor_loss_and_grad  # noqa: E402
 from pykd.ops.logit_regression import logit_regression, logit_regression_and_grad  # noqa: E402
 from pykd.ops.noisy_logits import noisy_logits  # noqa: E402
 from pykd.ops.sparse_conv2d import sparse_conv2d  # noqa: E402
@@ -21,6 +22,8 @@ __all__ = [
     "block_prox_",
     "distillation_loss",
     "distillation_loss_and_grad",
+    "factor_loss",
+    "factor_loss_and_grad",
     "logit_regression",
     "logit_regression_and_grad",
     "noisy_logits",

@@ -18,10 +18,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, set_seed
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pykd.config import Config, Training, nearest, teacher_name
+from pykd.config import Config, Training, nearest, teacher_name, training_of
 from pykd.data import augment as augment_images
 from pykd.errors import PykdError
 from pykd.training.batches import Rows, Source
@@ -30,7 +29,7 @@ from pykd.training.loop import Augment, Context, Fit, Signals, random_state, set
 from pykd.training.measure import accuracy, describe
 from pykd.training.progress import Reporter
 from pykd.training.run_folder import RunFolder, put_weights, read_weights, require_same, weights
-from pykd.training.stage import Converting, Method, Stage, derive, label_loss
+from pykd.training.stage import Converting, Method, Preceded, Stage, derive, label_loss
 from pykd.training.teacher import LARGEST_CACHE_BYTES, FrozenTeacher, TeacherLogits
 
 Network = nn.Module | Callable[[], nn.Module]
@@ -158,8 +157,6 @@ def distill(
         checkpoint_seconds, keep_checkpoints = config.checkpoint_seconds, config.keep_checkpoints
         cache_logits = config.cache_logits
         augment = augment or partial(_augment, config.data.augment)
-    if augment is None and any(each is not None and each.augment for each in (*teacher_trainings, training)):
-        raise PykdError("training.augment is set: give augment=, a function of (inputs, generator)")
     if teacher_train is not None and isinstance(holdout, (int, float)):
         raise PykdError("teacher_train needs the held-out rows as holdout=, a Dataset or a DataLoader")
     accelerator = _accelerator(device)
@@ -175,18 +172,20 @@ def distill(
             held_out = Source.of(holdout, "holdout")
         tested = None if test is None else Source.of(test, "test")
         teacher_source = source if teacher_train is None else Source.of(teacher_train, "teacher_train")
-        if source.batch_size is not None:
-            training = _sized(training, source.batch_size)
-            teacher_trainings = [each and _sized(each, source.batch_size) for each in teacher_trainings]
+        training = _sized(training, source.batch_size)
+        teacher_trainings = [each and _sized(each, source.batch_size) for each in teacher_trainings]
         example = next(iter(held_out.batches(1)))
         example = dataclasses.replace(example, inputs=held_out.normalized(example.inputs))
         sources = teacher_source, source
         plan = _plan(method, teachers, student, baselines, teacher_trainings, training, sources, example, seed)
+        if augment is None and any(stage.training.augment for stage in plan.stages):
+            raise PykdError("training.augment is set: give augment=, a function of (inputs, generator)")
         settings = _settings(config, method, baselines, teacher_trainings, training, seed)
         context = Context(
             accelerator=accelerator,
             classes=plan.classes,
             holdout=held_out,
+            example=example.inputs[:1],
             seed=seed,
             reporter=Reporter(visible=progress and accelerator.is_main_process),
             signals=signals,
@@ -263,19 +262,18 @@ def _overridden(training: Training | None, overrides: dict[str, Any]) -> Trainin
     for name in overrides:
         if name not in Training.model_fields:
             raise PykdError(f"distill takes no argument {name!r}; {nearest(name, Training.model_fields)}")
+    given = {} if training is None else training.model_dump(exclude_unset=True)
     try:
-        given = {} if training is None else training.model_dump(exclude_unset=True)
-        return Training.model_validate({**given, **overrides})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise PykdError(f"{first['loc'][0]}: {first['msg']}, got {first['input']!r}") from error
+        return training_of({**given, **overrides})
+    except ValueError as error:
+        raise PykdError(str(error)) from None
 
 
-def _sized(training: Training, batch_size: int) -> Training:
+def _sized(training: Training, batch_size: int | None) -> Training:
     """A loader's batch size counts where none was asked for."""
     return (
         training
-        if "batch_size" in training.model_fields_set
+        if batch_size is None or "batch_size" in training.model_fields_set
         else training.model_copy(update={"batch_size": batch_size})
     )
 
@@ -357,15 +355,32 @@ def _plan(
         if how is not None
     ]
     students = {name: comparisons[name] for name in dict.fromkeys(baselines) if comparisons[name] != method}
-    for name, how in {**students, "student": method}.items():
+    methods = {**students, "student": method}
+    inputs = example.inputs[:1]
+    firsts: dict[object, nn.Module] = {}
+    first_of: dict[str, nn.Module] = {}
+    for name, how in methods.items():
+        if isinstance(how, Preceded):
+            set_seed(derive(seed, "first", len(firsts)) % 2**32)
+            first = how.first(list(modules.values()), inputs)
+            if first.key not in firsts:
+                firsts[first.key] = first.module
+                own = first.name if len(firsts) == 1 else f"{first.name}-{len(firsts)}"
+                own_training = _sized(first.training, sources[1].batch_size)
+                stages.append(Stage(own, first.module, first.loss, own_training, own, sources[1], classifies=False))
+            first_of[name] = firsts[first.key]
+    for name, how in methods.items():
         networks[name] = student_module
         if name != "student":
             networks[name] = _twin(student_module, student, seed, example.inputs)
         labels[name] = how.label
         converting = how if isinstance(how, Converting) else None
         if converting is not None:
-            converting.prepare(networks[name], list(modules.values()))
-        stages.append(Stage(name, networks[name], how.loss, training, "student", sources[1], converting))
+            given = {"first": first_of[name]} if name in first_of else {}
+            converting.prepare(networks[name], list(modules.values()), inputs, **given)
+        stages.append(
+            Stage(name, networks[name], how.loss, training, "student", sources[1], converting, first=first_of.get(name))
+        )
     return _Plan(modules, networks, labels, stages, classes)
 
 

@@ -139,6 +139,7 @@ class Context:
         accelerator: the only one.
         classes: number of logits.
         holdout: decides which epoch's weights are kept.
+        example: inputs of one row, as networks take them.
         seed: with a stage's ``stream``, the epoch and the step it decides every random number.
         reporter: tells how it goes.
         signals: that ask to stop.
@@ -153,6 +154,7 @@ class Context:
     accelerator: Accelerator
     classes: int
     holdout: Source
+    example: Tensor
     seed: int
     reporter: Reporter
     signals: Signals
@@ -199,12 +201,14 @@ class Fit:
             self._training.batch_size, shuffle=stage.train.shuffle, rank=self._rank, world=self._world
         )
         self._steps = len(self._batches)
-        self._keep_best = stage.converting is None or stage.converting.keep == "best"
+        self._keep_best = stage.classifies and (stage.converting is None or stage.converting.keep == "best")
         self._module = stage.module.to(self._device)
         if stage.converting is not None:
             set_seed(derive(run.seed, "prepare", stage.name) % 2**32)
             networks = [each.teacher.module for each in teachers]
-            self._module = stage.converting.prepare(stage.module, networks).to(self._device)
+            first = {} if stage.first is None else {"first": stage.first.to(self._device)}
+            self._module = stage.converting.prepare(stage.module, networks, run.example.to(self._device), **first)
+            self._module.to(self._device)
         parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         if not parameters:
             raise PykdError(f"{stage.name} has no trainable parameters: set requires_grad on those to train")
@@ -279,7 +283,7 @@ class Fit:
             inputs = self._augmented(inputs, rows, step, self._run.augment)
         inputs = stage.train.normalized(inputs)
         rows = replace(rows, inputs=inputs, labels=rows.labels.to(self._device, non_blocking=True))
-        parts = max(1, min(training.accumulate, rows.weight))
+        parts = max(1, min(training.accumulate, rows.total // self._world))  # the same on every process
         for index in range(parts):
             part = rows if parts == 1 else rows.part(index, parts)
             share = part.weight / part.total
@@ -294,13 +298,14 @@ class Fit:
                 epoch=self._at.epoch,
                 epochs=training.epochs,
                 train_rows=stage.train.rows if stage.train.by_row else self._steps * rows.total,
+                teachers=[each.teacher for each in self._teachers],
             )
-            with self._precision():
-                loss = stage.loss(self._network, batch)
-            # Gradients are averaged over the processes; the loss is a mean over the rows of the part.
-            weighted = loss if share == 1 else loss * (share * self._world)
             with nullcontext() if index == parts - 1 else self._run.accelerator.no_sync(self._network):
-                self._scaler.scale(weighted).backward()
+                with self._precision():
+                    loss = stage.loss(self._network, batch)
+                # Gradients are averaged over the processes; the loss is a mean over the rows of the part.
+                factor = share * self._world
+                self._scaler.scale(loss if factor == 1 else loss * factor).backward()
             self._losses[step] += loss.detach() if share == 1 else loss.detach() * share
         if training.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
@@ -401,10 +406,13 @@ class Fit:
         if self._world > 1:
             for buffer in self._module.buffers():
                 broadcast(buffer)
-        correct, rows = accuracy(self._module, run.holdout, run.accelerator)
+        score = None
+        if self._stage.classifies:
+            correct, rows = accuracy(self._module, run.holdout, run.accelerator)
+            score = correct / rows
         # Of equal epochs the last: it has trained longest.
-        if not self._keep_best or correct / rows >= at.best_accuracy:
-            at.best_accuracy, at.best_epoch = correct / rows, at.epoch + 1
+        if not self._keep_best or score is None or score >= at.best_accuracy:
+            at.best_accuracy, at.best_epoch = -1.0 if score is None else score, at.epoch + 1
             self._best = weights(self._module) if self._keep_best else {}
         losses = run.accelerator.reduce(self._losses.clone())
         at.seconds = time.perf_counter() - self._begun
@@ -413,7 +421,7 @@ class Fit:
             "epoch": at.epoch + 1,
             "step": (at.epoch + 1) * self._steps,
             "loss": float(losses.mean()),
-            "holdout_accuracy": correct / rows,
+            "holdout_accuracy": score,
             "lr": self._optimizer.param_groups[0]["lr"],
             "seconds": round(at.seconds, 3),
         }

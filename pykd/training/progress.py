@@ -72,14 +72,15 @@ class Reporter:
 
     def epoch(self, row: Mapping[str, Any], epochs: int) -> None:
         """An epoch ended with this row of metrics."""
-        self._accuracy = f"  holdout {row['holdout_accuracy']:.2%}"
+        held_out = row["holdout_accuracy"]  # None of what gives no logits
+        self._accuracy = "" if held_out is None else f"  holdout {held_out:.2%}"
         if self._bar is not None:
             text = f"epoch {row['epoch']}  loss {row['loss']:.4g}{self._accuracy}"
             self._bar.update(self._task, completed=row["epoch"] * self._steps, text=text)
         elif not self._console.is_terminal:
+            right = "" if held_out is None else f"holdout accuracy {held_out:.2%}, "
             self.say(
-                f"{row['stage']}: epoch {row['epoch']}/{epochs}, loss {row['loss']:.4g}, "
-                f"holdout accuracy {row['holdout_accuracy']:.2%}, {row['seconds']:.1f} s"
+                f"{row['stage']}: epoch {row['epoch']}/{epochs}, loss {row['loss']:.4g}, {right}{row['seconds']:.1f} s"
             )
 
     def stop(self) -> None:

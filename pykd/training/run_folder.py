@@ -191,7 +191,8 @@ class RunFolder:
                 board = SummaryWriter(str(self.path / "tensorboard" / row["stage"]), purge_step=row["epoch"])
                 self._boards[row["stage"]] = board
             for name in ("loss", "holdout_accuracy", "lr"):
-                board.add_scalar(name, row[name], row["epoch"])
+                if row[name] is not None:  # no accuracy of what gives no logits
+                    board.add_scalar(name, row[name], row["epoch"])
 
     def metrics_offset(self) -> int:
         """Length of ``metrics.jsonl`` in bytes, all of them on the disk."""

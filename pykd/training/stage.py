@@ -30,6 +30,7 @@ class Batch:
         epoch: number of the epoch, from 0.
         epochs: of the stage.
         train_rows: rows of the training data.
+        teachers: the networks themselves, each a ``FrozenTeacher``, for losses that want more of them than logits.
     """
 
     inputs: Tensor
@@ -40,6 +41,7 @@ class Batch:
     epoch: int = 0
     epochs: int = 1
     train_rows: int = 1
+    teachers: Sequence[nn.Module] = ()
 
     @cached_property
     def teacher_logits(self) -> Tensor:
@@ -101,10 +103,15 @@ class Converting(Method, Protocol):
     def keep(self) -> str:
         """Which epoch's weights are finished: "best" on the held-out rows, or "last"."""
 
-    def prepare(self, student: nn.Module, teachers: Sequence[nn.Module]) -> nn.Module:
+    def prepare(self, student: nn.Module, teachers: Sequence[nn.Module], inputs: Tensor) -> nn.Module:
         """A new module that is trained; ``student`` stays as it is.
 
         It is also called, with networks that are not trained yet, before a run starts: to tell mistakes early.
+
+        Args:
+            student: whose training it is.
+            teachers: as they are by then.
+            inputs: one row of them, on the networks' device.
         """
 
     def finish(self, trained: nn.Module, student: nn.Module) -> dict[str, Any]:
@@ -112,6 +119,33 @@ class Converting(Method, Protocol):
 
         Sentences under "warnings" are told to the user.
         """
+
+
+@runtime_checkable
+class Preceded(Converting, Protocol):
+    """A method that first trains a module of its own on the teachers; ``prepare`` gets it as ``first``."""
+
+    def first(self, teachers: Sequence[nn.Module], inputs: Tensor) -> "First":
+        """What is trained. Methods that give equal ``First.key`` share it; arguments as of ``prepare``."""
+
+
+@dataclass(frozen=True)
+class First:
+    """A module that is trained after the teachers and before the students, once for all methods of one key.
+
+    Args:
+        name: of its weights file, its metrics and its bar.
+        key: what decides what it becomes, beside the teachers and the data.
+        module: what is trained. Its last epoch's weights stay: it has no accuracy.
+        loss: of the module and a batch.
+        training: how.
+    """
+
+    name: str
+    key: object
+    module: nn.Module
+    loss: Loss
+    training: Training
 
 
 @dataclass(frozen=True)
@@ -126,6 +160,8 @@ class Stage:
         stream: stages of one stream see the same batches, noise seeds and dropout.
         train: the rows to learn from.
         converting: the method, where it trains another module than ``module``.
+        classifies: whether the module gives logits, whose accuracy decides which epoch is kept.
+        first: what was trained for the method before, see :class:`Preceded`.
     """
 
     name: str
@@ -135,6 +171,8 @@ class Stage:
     stream: str
     train: "Source"
     converting: Converting | None = None
+    classifies: bool = True
+    first: nn.Module | None = None
 
 
 def derive(*parts: int | str) -> int:

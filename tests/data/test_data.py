@@ -653,3 +653,24 @@ def test_an_epoch_of_the_vgg_recipe_on_real_cifar10(cifar10_folder, tmp_path):
     assert list(rows) == ["teacher", "alone", "kd", "sparse_vd", "kd_sparse_vd", "student"]
     assert len(rows["student"]["facts"]["layers"]) == 15
     assert rows["student"]["nonzeros"] < rows["alone"]["nonzeros"]
+
+
+def test_an_epoch_of_factor_transfer_on_real_cifar10(cifar10_folder, tmp_path):
+    """The recipe itself, a few steps of each network."""
+    settings = [
+        f"data={{name: imagefolder, root: {cifar10_folder}, per_class: 12, augment: crop_flip}}",
+        "teacher.training={epochs: 1, batch_size: 64, optimizer: sgd, lr: 0.1, augment: true}",
+        "student.training={epochs: 1, batch_size: 64, optimizer: sgd, lr: 0.1, augment: true}",
+        "method.paraphraser.epochs=1",
+        "baselines=[ft_kd]",
+    ]
+    out = tmp_path / "run"
+    words = ["distill", "factor_transfer-cifar10", *(f"--set={each}" for each in settings), "--out", str(out)]
+    result = CliRunner().invoke(app, [*words, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads((out / "summary.json").read_text())["rows"]}
+    assert list(rows) == ["teacher", "ft_kd", "student"]
+    assert (rows["teacher"]["parameters"], rows["student"]["parameters"]) == (855_770, 272_474)
+    losses = {row["stage"]: row["loss"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())}
+    assert list(losses) == ["teacher", "paraphraser", "ft_kd", "student"]
+    assert all(0 < loss < 1e3 for loss in losses.values())

@@ -71,7 +71,10 @@ def test_onnxruntime_answers_as_the_network(name, tmp_path):
     assert_same(content, network, shape)
 
 
-@pytest.mark.parametrize("name", pykd.models.NETWORKS)
+@pytest.mark.parametrize(
+    "name",  # of those that differ in their depth alone the smallest ones
+    sorted(set(pykd.models.NETWORKS) - {f"resnet{depth}" for depth in (32, 34, 44, 50, 56, 101, 110, 152)} - {"vgg16"}),
+)
 def test_every_packaged_network(name, tmp_path):
     side = 32 if name in ("vgg", "nin", "shallow_cnn") else 28
     shape = (3 if side == 32 else 1, side, side)

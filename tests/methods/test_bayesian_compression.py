@@ -33,7 +33,7 @@ def batch(epoch: int = 9) -> Batch:
 @pytest.mark.parametrize(("epoch", "share"), [(0, 0.0), (4, 0.5), (9, 1.0)])
 def test_loss_is_its_formula(epoch: int, share: float) -> None:
     method = BayesianCompression(lambda_v=0.7, warmup_start=0.2, warmup_end=0.6)
-    trained = method.prepare(network(), []).train()
+    trained = method.prepare(network(), [], INPUTS[:1]).train()
     loss = method.loss(trained, batch(epoch))
     set_noise(trained, batch().seed)
     layers = variational_layers(trained).values()
@@ -49,7 +49,7 @@ def test_uncertain_filters_and_inputs_go_whole() -> None:
     method = BayesianCompression()
     student = network()
     before = [student[0].weight.clone(), student[3].weight.clone()]
-    trained = method.prepare(student, [])
+    trained = method.prepare(student, [], INPUTS[:1])
     conv, linear = variational_layers(trained).values()
     conv.scale.data[1] = 2.0
     conv.scale_log_sigma2.data[2] = 3.5

@@ -78,5 +78,5 @@ def test_broken_rules_say_which(options: dict[str, Any], sentence: str) -> None:
 def test_every_method_has_a_label_and_the_comparisons(name: str) -> None:
     method = METHODS[name]()
     assert method.label
-    assert {**method.comparisons(), **comparisons()} == method.comparisons()
+    assert comparisons().keys() <= method.comparisons().keys()
     assert method == METHODS[name]()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
 
@@ -43,6 +44,20 @@ def vgg_parameters(widths):
         ("vgg", {"width": 0.125}, (3, 64, 40), vgg_parameters([8, 16, 32, 64]) + 64 * 64),
         ("resnet20", {}, (3, 32, 32), 269722 + 2752),
         ("resnet20", {"dropout": 0.5}, (1, 5, 1), 269722 + 2752 - 18 * 16),
+        ("resnet32", {}, (3, 32, 32), 464154 + 2752),
+        ("resnet44", {}, (3, 32, 32), 658586 + 2752),
+        ("resnet56", {}, (3, 32, 32), 853018 + 2752),
+        ("resnet110", {}, (3, 32, 32), 1727962 + 2752),
+        ("resnet", {"depth": 8}, (3, 32, 32), 75290 + 2752),
+        ("wrn", {"depth": 16, "width": 2}, (3, 32, 32), 703284 - 90 * 129),
+        ("wrn", {"depth": 40, "width": 2}, (3, 32, 32), 2255156 - 90 * 129),
+        ("wrn", {"depth": 10, "width": 1, "dropout": 0.3}, (1, 8, 8), 77850 - 18 * 16),
+        ("vgg13", {}, (3, 32, 32), 9413066),
+        ("vgg13", {"dropout": 0.5}, (1, 8, 8), 9413066 - 18 * 64),
+        ("vgg16", {}, (3, 32, 32), 14724042),
+        ("resnet18", {}, (3, 224, 224), 11689512 - 990 * 513),
+        ("resnet18", {"dropout": 0.5}, (1, 28, 28), 11689512 - 990 * 513 - (49 * 3 - 9) * 64),
+        ("resnet50", {}, (3, 32, 32), 25557032 - 990 * 2049 - (49 - 9) * 3 * 64),
         ("vgg", {"width": 1e-9, "dropout": 0.5}, (3, 32, 32), vgg_parameters([1, 1, 1, 1])),
     ],
 )
@@ -107,7 +122,15 @@ def test_shallow_networks_are_their_formulas():
         torch.testing.assert_close(network(images), convolutions(network, activation, padding))
 
 
-@pytest.mark.parametrize(("name", "share"), [(name, share) for name in models.NETWORKS for share in (0.0, 0.5)])
+# Of networks that differ in their depth alone the smallest ones.
+DIFFERENT = [
+    name
+    for name in models.NETWORKS
+    if name not in {"resnet", "vgg16", *(f"resnet{depth}" for depth in (32, 34, 44, 56, 101, 110, 152))}
+]
+
+
+@pytest.mark.parametrize(("name", "share"), [(name, share) for name in DIFFERENT for share in (0.0, 0.5)])
 def test_dropout_acts_in_training_alone(name, share):
     torch.manual_seed(0)
     network = models.build(name, in_shape=(3, 32, 32), classes=10, dropout=share)
@@ -120,7 +143,7 @@ def test_dropout_acts_in_training_alone(name, share):
 
 
 @pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan"), "0.5", None, True])
-@pytest.mark.parametrize("name", models.NETWORKS)
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_dropout_is_a_share(name, share):
     with pytest.raises(ValueError, match=r"dropout should be a number in \[0, 1\), got"):
         models.build(name, in_shape=(3, 32, 32), classes=10, dropout=share)
@@ -197,6 +220,55 @@ def test_resnet20_is_three_stages_of_residual_blocks():
     torch.testing.assert_close(network(images), F.linear(maps.mean((2, 3)), *values))
 
 
+def test_wide_residual_blocks_are_normalised_first():
+    torch.manual_seed(0)
+    network = models.build("wrn", in_shape=(3, 8, 8), classes=4, depth=10, width=2).eval()
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight)
+            nn.init.normal_(norm.bias)
+            norm.running_mean.normal_()
+
+    def active(maps, norm):
+        return F.batch_norm(maps, norm.running_mean, norm.running_var, norm.weight, norm.bias).relu()
+
+    images = torch.randn(2, 3, 8, 8)
+    maps = F.conv2d(images, network.stem.weight, padding=1)
+    for stage, stride in ((network.stage1, 1), (network.stage2, 2), (network.stage3, 2)):
+        (block,) = stage
+        before = active(maps, block.first[0])
+        first, norm, *_, second = block.residual
+        residual = F.conv2d(before, first.weight, stride=stride, padding=1)
+        maps = F.conv2d(active(residual, norm), second.weight, padding=1)
+        maps = maps + F.conv2d(before, block.shortcut.weight, stride=stride)
+    head = network.head
+    expected = head[-1](active(maps, head[0]).mean((2, 3)))
+    torch.testing.assert_close(network(images), expected)
+
+
+def test_imagenet_networks_are_torchvisions():
+    network = models.build("resnet18", in_shape=(3, 64, 64), classes=1000)
+    theirs = torchvision.models.resnet18()
+    theirs.load_state_dict(network.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    assert network.eval()(images).equal(theirs.eval()(images))
+    small = models.build("resnet18", in_shape=(1, 28, 28), classes=10)
+    assert small.layer1(small.relu(small.bn1(small.conv1(torch.zeros(1, 1, 28, 28))))).shape == (1, 64, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("resnet", {"depth": 21}, r"depth should be 6 n \+ 2 with n >= 1, such as 20, got 21"),
+        ("wrn", {"depth": 16.0}, r"depth should be 6 n \+ 4 with n >= 1, such as 16, got 16.0"),
+        ("wrn", {"width": 0}, "width should be a positive integer, got 0"),
+    ],
+)
+def test_depths_and_widths_that_cannot_be(name, arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        models.build(name, in_shape=(3, 32, 32), classes=10, **arguments)
+
+
 @pytest.mark.parametrize("width", [0, -1, float("nan"), float("inf"), "1", None, True])
 def test_vgg_says_what_width_is(width):
     with pytest.raises(ValueError, match="width should be a positive number, got"):
@@ -217,9 +289,9 @@ def test_mlp_refuses_widths_that_are_none(widths):
 def test_unknown_names_and_arguments():
     with pytest.raises(
         ValueError,
-        match="unknown network 'resnet'; known are lenet300100, lenet5, lenet5_caffe, mlp, modified_lenet, nin, "
-        "resnet20, shallow_cnn, vgg",
+        match="unknown network 'resent'; known are lenet300100, lenet5, lenet5_caffe, mlp, modified_lenet, nin, "
+        "resnet, resnet20, resnet32",
     ):
-        models.build("resnet", in_shape=(1, 8, 8), classes=10)
+        models.build("resent", in_shape=(1, 8, 8), classes=10)
     with pytest.raises(TypeError, match="width"):
         models.build("mlp", in_shape=(1, 8, 8), classes=10, width=[3])

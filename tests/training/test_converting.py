@@ -49,7 +49,7 @@ class Scaling(StudentAlone):
     seen: ClassVar[list[Any]] = []
     at: ClassVar[int] = 25
 
-    def prepare(self, student: nn.Module, teachers: Sequence[nn.Module]) -> nn.Module:
+    def prepare(self, student: nn.Module, teachers: Sequence[nn.Module], inputs: Tensor) -> nn.Module:
         Scaling.seen.append([parameter.clone() for teacher in teachers for parameter in teacher.parameters()])
         return Scaled(student, self.scale)
 

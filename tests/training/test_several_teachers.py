@@ -63,8 +63,8 @@ class Watching(LogitRegression):
 
 
 def test_every_teacher_has_its_row_its_file_and_its_metrics(tmp_path: Path) -> None:
-    run = train(out=tmp_path, baselines=["alone", "clean", "hinton"])
-    names = ["teacher", "teacher-2", "teacher-3", "alone", "clean", "hinton", "student"]
+    run = train(out=tmp_path, baselines=["alone", "clean", "kd"])
+    names = ["teacher", "teacher-2", "teacher-3", "alone", "clean", "kd", "student"]
     assert [row["name"] for row in run.summary["rows"]] == names
     assert [row["label"] for row in run.summary["rows"]][:3] == names[:3]
     assert list(dict.fromkeys(row["stage"] for row in run.metrics)) == names
@@ -73,7 +73,7 @@ def test_every_teacher_has_its_row_its_file_and_its_metrics(tmp_path: Path) -> N
         stored = wide() if name != "teacher-3" else narrow()
         load_weights(stored, tmp_path / f"{name}.safetensors")
         assert same(stored, teacher.module)
-    again = train(out=tmp_path, baselines=["alone", "clean", "hinton"], resume=True)
+    again = train(out=tmp_path, baselines=["alone", "clean", "kd"], resume=True)
     assert all(same(*pair) for pair in zip(run.teachers, again.teachers, strict=True))
     assert again.summary == run.summary
 
@@ -176,7 +176,7 @@ def test_broken_rules_say_which(changes: dict[str, Any], sentence: str) -> None:
 def test_a_recipe_with_several_teachers(tmp_path: Path) -> None:
     def run(out: str, *settings: str) -> list[str]:
         brief = [f"{role}.training.epochs=1" for role in ("teacher", "student")]
-        changes = [f"--set={each}" for each in (*brief, "teacher.widths=[16]", "baselines=[hinton]", *settings)]
+        changes = [f"--set={each}" for each in (*brief, "teacher.widths=[16]", "baselines=[kd]", *settings)]
         done = CliRunner().invoke(app, ["distill", "noisy_teacher-digits", *changes, "--out", str(tmp_path / out)])
         assert done.exit_code == 0, done.output
         again = CliRunner().invoke(app, ["evaluate", str(tmp_path / out)])
