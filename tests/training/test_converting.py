@@ -189,7 +189,7 @@ def test_warnings_are_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_wrong_with_the_conversion_is_told_before_the_teacher_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Scaling, student: nn.Module, teachers: Sequence[nn.Module]) -> nn.Module:
+    def refuse(self: Scaling, student: nn.Module, teachers: Sequence[nn.Module], inputs: Tensor) -> nn.Module:
         raise PykdError("cannot be scaled")
 
     monkeypatch.setattr(Scaling, "prepare", refuse)
