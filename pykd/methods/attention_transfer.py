@@ -62,13 +62,12 @@ class AttentionTransfer:
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy and the distances of the attentions, mean over the rows."""
+        _, taught = _maps.of_teacher(batch, self.teacher_at)
         logits, maps = features(student, batch.inputs, self.student_at, of=unwrapped(student))
         loss: Tensor = F.cross_entropy(logits, batch.labels)
-        if self.beta:
-            _, taught = _maps.of_teacher(batch, self.teacher_at)
-            for mine, its in zip(maps, taught, strict=True):
-                one, other = _maps.aligned(mine, its)
-                loss = loss + self.beta * F.mse_loss(_attention(one), _attention(other))
+        for mine, its in zip(maps, taught, strict=True):
+            one, other = _maps.aligned(mine, its)
+            loss = loss + self.beta * F.mse_loss(_attention(one), _attention(other))
         return loss
 
     def finish(self, trained: nn.Module, student: nn.Module) -> dict[str, object]:

@@ -38,7 +38,8 @@ class LogitRegression:
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         """Half the squared distance of the logits, mean over the rows."""
-        return logit_regression(student(batch.inputs), batch.mean_teacher_logits)
+        taught = batch.mean_teacher_logits
+        return logit_regression(student(batch.inputs), taught)
 
     def comparisons(self) -> dict[str, Method]:
         """See :func:`comparisons`."""
@@ -78,9 +79,10 @@ class HintonDistillation:
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         """Divergence from the teacher and cross-entropy with the labels, mean over the rows."""
+        taught = batch.mean_teacher_logits
         return distillation_loss(
             student(batch.inputs),
-            batch.mean_teacher_logits,
+            taught,
             batch.labels,
             temperature=self.temperature,
             hard_weight=self.hard_weight,

@@ -140,17 +140,18 @@ class FactorTransfer:
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         """The labels' term and the factors', mean over the rows."""
-        logits, factors = student(batch.inputs, True)
+        encoders: Any = unwrapped(student).encoders
         taught, maps = _maps.of_teacher(batch, self.teacher_at)
+        targets = [encoder(each) for encoder, each in zip(encoders, maps, strict=True)]
+        logits, factors = student(batch.inputs, True)
         if self.hard_weight == 1:
             loss: Tensor = F.cross_entropy(logits, batch.labels)
         else:
             loss = distillation_loss(
                 logits, taught, batch.labels, temperature=self.temperature, hard_weight=self.hard_weight
             )
-        encoders: Any = unwrapped(student).encoders
-        for mine, encoder, each in zip(factors, encoders, maps, strict=True):
-            pair = _maps.aligned(mine, encoder(each))
+        for mine, its in zip(factors, targets, strict=True):
+            pair = _maps.aligned(mine, its)
             loss = loss + self.beta * factor_loss(*pair, p=self.p, reduction=self.reduction)
         return loss
 

@@ -83,17 +83,19 @@ class FitNet:
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         """That of the hint in the first epochs, then that of distillation; mean over the rows."""
         first = min(round(self.hint_epochs * batch.epochs), batch.epochs - 1)
-        logits, regressed = student(batch.inputs, True)
         if batch.epoch < first:
             _, (maps,) = _maps.of_teacher(batch, self.teacher_at)
+            logits, regressed = student(batch.inputs, True)
             hint, mine = _maps.aligned(maps, regressed)
             # The head learns nothing, but every parameter has a gradient, as several processes need it.
             return 0.5 * F.mse_loss(mine, hint) + 0 * logits.sum()
+        taught = batch.teacher_logits
+        logits, regressed = student(batch.inputs, True)
         done = (batch.epoch - first) / max(1, batch.epochs - first - 1)
         weight = self.weight + (1 - self.weight) * done
         whole = 1 + weight / self.temperature**2  # CE + weight KL = whole (w CE + (1 - w) T^2 KL), w = 1 / whole
         loss = whole * distillation_loss(
-            logits, batch.teacher_logits, batch.labels, temperature=self.temperature, hard_weight=1 / whole
+            logits, taught, batch.labels, temperature=self.temperature, hard_weight=1 / whole
         )
         return loss + 0 * regressed.sum()
 

@@ -136,9 +136,10 @@ class VariationalStudent:
             set_noise(trained, batch.seed, batch.row_offset)
         if self.lambda_t:
             whole = 1 + 2 * self.lambda_t  # CE + 2 lambda T^2 KL = whole * (w CE + (1 - w) T^2 KL), w = 1 / whole
+            taught = batch.mean_teacher_logits
             loss = whole * distillation_loss(
                 student(batch.inputs),
-                batch.mean_teacher_logits,
+                taught,
                 batch.labels,
                 temperature=self.temperature,
                 hard_weight=1 / whole,

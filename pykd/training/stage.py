@@ -26,7 +26,7 @@ class Batch:
         seed: int64 scalar tensor, for random numbers keyed by row: the same on every process.
         row_offset: index of the first row in the whole batch of the step.
         teach: for each teacher a function that gives its logits of these rows; asked at most once, and only by a loss
-            that wants them.
+            that wants them; best before the student's pass, whose values then fill the memory.
         epoch: number of the epoch, from 0.
         epochs: of the stage.
         train_rows: rows of the training data.
