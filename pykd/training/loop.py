@@ -395,8 +395,10 @@ class Fit:
 
     def _not_finite(self, what: str) -> PykdError:
         lr = self._training.lr
+        first = "make sure that the teacher gives finite values, or " if self._teachers else ""
         return PykdError(
-            f"{self._stage.name}: {what}: start again with a lower learning rate, e.g. lr={lr / 10:g} instead of {lr:g}"
+            f"{self._stage.name}: {what}: {first}start again with a lower learning rate, "
+            f"e.g. lr={lr / 10:g} instead of {lr:g}"
         )
 
     def _end_epoch(self) -> None:

@@ -252,7 +252,8 @@ def test_unwritable_folder_is_told(tmp_path: Path) -> None:
 
 def test_loss_that_is_not_finite_is_told(whole: Path, tmp_path: Path) -> None:
     sentence = (
-        r"student: the loss is not finite in step 2 of epoch 3: start again with a lower learning rate, e\.g\. lr="
+        r"student: the loss is not finite in step 2 of epoch 3: make sure that the teacher gives finite values, "
+        r"or start again with a lower learning rate, e\.g\. lr="
     )
     with pytest.raises(PykdError, match=sentence):
         train(tmp_path, lambda: float("nan"), checkpoint_seconds=1e-6)
