@@ -10,6 +10,6 @@ Linear(in_features=4, out_features=3, bias=True)
 
 from pykd.pruning.flops import flops
 from pykd.pruning.groups import prune_groups_
-from pykd.pruning.remove_dead import remove_dead
+from pykd.pruning.remove_dead import Prunable, prunable, remove_dead
 
 __all__ = ["flops", "prune_groups_", "remove_dead"]

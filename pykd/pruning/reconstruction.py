@@ -80,14 +80,14 @@ class Reconstruction:
     @torch.no_grad()
     def add(self, teacher: Tensor, student: Tensor) -> None:
         """Takes in a batch of the layer's inputs in the teacher and in the student, of one shape."""
-        of_teacher, of_student = self._columns(teacher), self._columns(student)
+        of_teacher, of_student = self._columns(teacher).double(), self._columns(student).double()
         for weight, target, mine in self._terms:
             seen = torch.lerp(of_student, of_teacher, mine)
             self.a += weight * (seen @ seen.T)
             if mine != target:
-                error = (target - mine) * (self._weight.to(seen.dtype) @ (of_teacher - of_student))
+                error = (target - mine) * (self._weight @ (of_teacher - of_student))
                 self.r += weight * (error @ seen.T)
-                self.c += weight * float(error.square().sum(dtype=torch.float64))
+                self.c += weight * float(error.square().sum())
         self.outputs += len(self._weight) * of_teacher.shape[1]
 
     def _columns(self, inputs: Tensor) -> Tensor:

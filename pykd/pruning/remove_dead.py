@@ -379,3 +379,65 @@ def _keep(module: nn.Module, mask: Tensor, *names: str) -> None:
         if old is not None:
             new = old[mask.to(old.device)]
             setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """A layer whose weights can be pruned.
+
+    Args:
+        name: of the layer in the network.
+        own: bool ``[inputs]``; whether nobody but this layer reads the input unit or channel, so that without this
+            layer's weights it could be taken out of the network.
+        first: whether the layer reads the network's inputs.
+    """
+
+    name: str
+    own: Tensor
+    first: bool
+
+
+def prunable(model: nn.Module, example_input: Tensor) -> list[Prunable]:
+    """The linear and ungrouped convolutional layers that are used in one place, in the order of execution.
+
+    Args:
+        model: as of :func:`remove_dead`.
+        example_input: as there.
+
+    Raises:
+        PykdError: as there.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10))
+        >>> [(each.name, each.own.all().item(), each.first) for each in prunable(network, torch.zeros(1, 3, 4, 4))]
+        [('0', False, True), ('3', True, False)]
+    """
+    network = traced(model, example_input)
+    channels = _Channels(network)
+    names = {id(module): name for name, module in network.named_modules()}
+    dense = [layer for layer in channels._layers if _dense(layer.module)]
+    roots = [torch.tensor([channels._root(wire) for wire in layer.inputs.tolist()]) for layer in dense]
+    readers = Counter(root for each in roots for root in set(each.tolist()))
+    pinned = {channels._root(wire) for wires in channels._pinned for wire in wires.tolist()}
+    (inputs,) = (node for node in network.graph.nodes if node.op == "placeholder")
+    found = []
+    for layer, each in zip(dense, roots, strict=True):
+        own = torch.tensor([readers[root] == 1 and root not in pinned for root in each.tolist()])
+        found.append(Prunable(names[id(layer.module)], own, _reads_directly(network, layer.module, inputs)))
+    return found
+
+
+def _reads_directly(network: fx.GraphModule, layer: nn.Module, inputs: fx.Node) -> bool:
+    """Whether no other layer with weights is between the network's inputs and the layer."""
+    (node,) = (
+        each
+        for each in network.graph.nodes
+        if each.op == "call_module" and network.get_submodule(str(each.target)) is layer
+    )
+    ahead = list(node.all_input_nodes)
+    while ahead:
+        each = ahead.pop()
+        if each.op == "call_module" and isinstance(network.get_submodule(str(each.target)), (nn.Linear, nn.Conv2d)):
+            return False
+        ahead.extend(each.all_input_nodes)
+    return True
