@@ -135,6 +135,7 @@ def test_a_missing_package_is_named_with_the_way_to_get_it():
         (["compare", DIGITS, "--grid", "method.sigma"], "write key=value,value"),
         (["compare", DIGITS, DIGITS], "would both be called"),
         (["compare", DIGITS, "noisy_teacher-mnits"], "did you mean 'noisy_teacher-mnist'?"),
+        (["compare", DIGITS, "--set", "baselines=[alon]"], "baselines: unknown name 'alon'; did you mean 'alone'?"),
     ],
 )
 def test_usage_errors_are_one_sentence_and_leave_nothing(words, sentence, here):
