@@ -19,13 +19,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- benchmarks: made by `make bench` -->", "<!-- end of benchmarks -->"
-FLOORS = {
-    "copy",
-    "empty op",
-    "six products",
-    "shrunk",
-    "passes",
-}  # limits of the machine and of torch, which do less than the op
+# Limits of the machine and of torch, which do less than the op.
+FLOORS = {"copy", "empty op", "six products", "shrunk", "passes"}
 PACKAGES = ("mkl", "onnxruntime", "openvino", "scipy")  # packages whose versions a record has
 
 Row = dict[str, float]  # an implementation's median

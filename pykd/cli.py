@@ -709,11 +709,13 @@ def _run_all(
 
 
 def _check_methods(runs: Sequence[tuple[str, Config]]) -> None:
-    """Raises for a method that no run could have, before the first one starts."""
+    """Raises for a method or a baseline that no run could have, before the first one starts."""
     from pykd.methods import METHODS
 
     for _, config in runs:
-        _method(config, METHODS)
+        comparisons = _method(config, METHODS).comparisons()
+        for name in config.baselines:
+            recipes.choose(comparisons, name, "baselines")
 
 
 def _is_main_process() -> bool:

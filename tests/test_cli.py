@@ -81,6 +81,7 @@ def test_recipes_are_listed():
     result = pykd("recipes")
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines()] == [
+        *(f"factor_transfer-{name}" for name in ("cifar10", "cifar100", "digits", "mnist")),
         *(f"noisy_teacher-{name}" for name in ("cifar10", "digits", "imagefolder", "mnist", "svhn")),
         "sparse_vd-mnist",
         *(f"variational_student-{name}" for name in ("cifar10", "digits", "mnist")),
@@ -134,6 +135,7 @@ def test_a_missing_package_is_named_with_the_way_to_get_it():
         (["compare", DIGITS, "--grid", "method.sigma"], "write key=value,value"),
         (["compare", DIGITS, DIGITS], "would both be called"),
         (["compare", DIGITS, "noisy_teacher-mnits"], "did you mean 'noisy_teacher-mnist'?"),
+        (["compare", DIGITS, "--set", "baselines=[alon]"], "baselines: unknown name 'alon'; did you mean 'alone'?"),
     ],
 )
 def test_usage_errors_are_one_sentence_and_leave_nothing(words, sentence, here):

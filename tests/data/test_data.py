@@ -4,11 +4,9 @@ MNIST, SVHN and CIFAR are tested on small files of their own layouts; where ``PY
 """
 
 import hashlib
-import io
 import json
 import os
 import pickle
-import tarfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -584,93 +582,9 @@ def test_wrong_image_folders_say_what_to_do(how, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.fixture(scope="session")
-def cifar10_folder(tmp_path_factory):
-    """80 real training and 20 test images of every class, in folders.
-
-    Each tar holds, for every class, strips of images below one another.
-    """
-    place = Path(os.environ.get("PYKD_DATA", "nowhere")) / "cifar10"
-    if not all((place / f"{name}.tar").is_file() for name in ("train_a", "test")):
-        pytest.skip("PYKD_DATA names no folder with cifar10/train_a.tar and cifar10/test.tar")
-    root = tmp_path_factory.mktemp("cifar10")
-    for archive, rows in (("train_a", 80), ("test", 20)):
-        with tarfile.open(place / f"{archive}.tar") as tar:
-            for member in tar.getmembers():
-                if not member.name.endswith(".0.webp"):
-                    continue
-                strip = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")
-                folder = root / member.name.removesuffix(".0.webp")
-                folder.mkdir(parents=True)
-                for row in range(rows):
-                    strip.crop((0, 32 * row, 32, 32 * row + 32)).save(folder / f"{row}.png")
-    return root
-
-
 def test_real_cifar10_in_folders(cifar10_folder):
     splits = data.load(Data(name="imagefolder", root=str(cifar10_folder)))
     assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [720, 80, 200]
     assert splits.class_names[0] == "airplane"
     for ours, published in zip(splits.train.normalize, data.cifar.NORMALIZE[10], strict=True):
         assert ours == pytest.approx(published, abs=0.02)
-
-
-def test_an_epoch_on_real_cifar10(cifar10_folder, tmp_path):
-    """The whole of the command: the recipe's networks shrunk to what a processor trains in seconds."""
-    settings = [
-        f"data.root={cifar10_folder}",
-        "teacher={name: shallow_cnn, training: {epochs: 3, batch_size: 32, lr: 1e-3, augment: true}}",
-        "student.name=modified_lenet",
-        "student.training.epochs=1",
-        "student.training.batch_size=32",
-    ]
-    out = tmp_path / "run"
-    words = ["distill", "noisy_teacher-imagefolder", *(f"--set={each}" for each in settings), "--out", str(out)]
-    result = CliRunner().invoke(app, [*words, "--device", "cpu"])
-    assert result.exit_code == 0, result.output
-    rows = {row["name"]: row for row in json.loads((out / "summary.json").read_text())["rows"]}
-    assert {"teacher", "student"} <= set(rows)
-    assert rows["teacher"]["accuracy"] > 0.2  # a guess is right once in ten
-    assert f"{rows['student']['accuracy']:.2%}" in result.stdout
-
-
-def test_an_epoch_of_the_vgg_recipe_on_real_cifar10(cifar10_folder, tmp_path):
-    """Its networks an eighth and a sixteenth as wide, on few rows."""
-    settings = [
-        f"data={{name: imagefolder, root: {cifar10_folder}, per_class: 20, augment: crop_flip}}",
-        "teacher.width=0.125",
-        "teacher.training.epochs=1",
-        "student.width=0.0625",
-        "student.training.epochs=1",
-        "method.warmup_start=0",
-        "method.warmup_end=0",
-    ]
-    out = tmp_path / "run"
-    words = ["distill", "variational_student-cifar10", *(f"--set={each}" for each in settings), "--out", str(out)]
-    result = CliRunner().invoke(app, [*words, "--device", "cpu"])
-    assert result.exit_code == 0, result.output
-    rows = {row["name"]: row for row in json.loads((out / "summary.json").read_text())["rows"]}
-    assert list(rows) == ["teacher", "alone", "kd", "sparse_vd", "kd_sparse_vd", "student"]
-    assert len(rows["student"]["facts"]["layers"]) == 15
-    assert rows["student"]["nonzeros"] < rows["alone"]["nonzeros"]
-
-
-def test_an_epoch_of_factor_transfer_on_real_cifar10(cifar10_folder, tmp_path):
-    """The recipe itself, a few steps of each network."""
-    settings = [
-        f"data={{name: imagefolder, root: {cifar10_folder}, per_class: 12, augment: crop_flip}}",
-        "teacher.training={epochs: 1, batch_size: 64, optimizer: sgd, lr: 0.1, augment: true}",
-        "student.training={epochs: 1, batch_size: 64, optimizer: sgd, lr: 0.1, augment: true}",
-        "method.paraphraser.epochs=1",
-        "baselines=[ft_kd]",
-    ]
-    out = tmp_path / "run"
-    words = ["distill", "factor_transfer-cifar10", *(f"--set={each}" for each in settings), "--out", str(out)]
-    result = CliRunner().invoke(app, [*words, "--device", "cpu"])
-    assert result.exit_code == 0, result.output
-    rows = {row["name"]: row for row in json.loads((out / "summary.json").read_text())["rows"]}
-    assert list(rows) == ["teacher", "ft_kd", "student"]
-    assert (rows["teacher"]["parameters"], rows["student"]["parameters"]) == (855_770, 272_474)
-    losses = {row["stage"]: row["loss"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())}
-    assert list(losses) == ["teacher", "paraphraser", "ft_kd", "student"]
-    assert all(0 < loss < 1e3 for loss in losses.values())

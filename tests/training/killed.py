@@ -95,8 +95,10 @@ def main(folder: Path, kills: int, seed: int) -> None:
     status = -1
     while status != 0:
         child = forked(out)
-        if len(positions) < kills:
-            time.sleep(draw.uniform(0.3, 1.7) * length / kills)
+        told = any(at is not None and at[2] > 0 for at in positions)  # one fell in mid-epoch
+        if len(positions) < kills or (not told and len(positions) < 8 * kills):
+            # Longer and longer, for a machine that has become slower than it was for the whole run.
+            time.sleep(draw.uniform(0.3, 1.7) * length / kills * (1 + len(positions) // kills))
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         if status == signal.SIGKILL:
