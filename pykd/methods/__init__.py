@@ -10,6 +10,7 @@ from functools import partial
 from pykd.methods.attention_transfer import AttentionTransfer
 from pykd.methods.bayesian_compression import BayesianCompression
 from pykd.methods.comparisons import HintonDistillation, LogitRegression, StudentAlone, comparisons
+from pykd.methods.cross_distillation import CrossDistillation
 from pykd.methods.factor_transfer import FactorTransfer
 from pykd.methods.fitnet import FitNet
 from pykd.methods.noisy_teacher import NoisyTeacher
@@ -26,6 +27,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "bayesian_compression": BayesianCompression,
     "factor_transfer": FactorTransfer,
     "attention_transfer": AttentionTransfer,
+    "cross_distillation": CrossDistillation,
     "fitnet": FitNet,
 }
 
@@ -33,6 +35,7 @@ __all__ = [
     "METHODS",
     "AttentionTransfer",
     "BayesianCompression",
+    "CrossDistillation",
     "FactorTransfer",
     "FitNet",
     "HintonDistillation",

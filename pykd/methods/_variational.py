@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pykd.methods._layers import layers
 from pykd.nn import kl, plain, variational_layers
 from pykd.training import Batch
 
@@ -37,38 +38,23 @@ def facts(trained: nn.Module, student: nn.Module) -> dict[str, Any]:
 
     Returns:
         ``kl``, the divergence of the whole network; ``log_alpha_edges``, 81 edges of the histograms' bins; ``layers``,
-        for every linear and convolutional layer ``shape``, ``weights`` and ``kept`` (numbers of weights),
-        ``sparsity``, ``kept_inputs`` and ``kept_outputs`` (numbers of units or channels with a weight left), and of a
-        variational layer ``threshold`` and ``log_alpha`` (80 counts); ``warnings``, sentences.
+        as of :func:`pykd.methods._layers.layers`, and of a variational layer also ``threshold`` and ``log_alpha`` (80
+        counts); ``warnings``, sentences.
     """
-    noisy = variational_layers(trained)
-    layers, warnings = {}, []
-    for name, layer in student.named_modules():
-        if not isinstance(layer, (nn.Linear, nn.Conv2d)):
-            continue
-        left = (layer.weight != 0).flatten(2).any(-1) if layer.weight.dim() > 2 else layer.weight != 0
-        parts = layer.groups if isinstance(layer, nn.Conv2d) else 1  # each has inputs of its own
-        apart = left.view(parts, len(left) // parts, left.shape[1])
-        count = int(layer.weight.count_nonzero())
-        layers[name] = {
-            "shape": list(layer.weight.shape),
-            "weights": layer.weight.numel(),
-            "kept": count,
-            "sparsity": 1 - count / max(1, layer.weight.numel()),
-            "kept_inputs": int(apart.any(1).sum()),
-            "kept_outputs": int(left.any(1).sum()),
-        }
-        if (origin := noisy.get(name)) is not None:
+    noisy, found = variational_layers(trained), layers(student)
+    for name, origin in noisy.items():
+        if name in found:
             edges = torch.tensor(LOG_ALPHA_EDGES)
             log_alpha = origin.log_alpha.flatten().float().cpu().clamp(edges[0], edges[-1])
-            layers[name] |= {
+            found[name] |= {
                 "threshold": origin.threshold,
                 "log_alpha": torch.histogram(log_alpha, edges).hist.long().tolist(),
             }
-        if count == 0:
-            warnings.append(
-                f"layer {name!r} has no weight left, so that the logits no longer depend on the input: "
-                "lower lambda_v, lambda_g or group_threshold"
-            )
+    warnings = [
+        f"layer {name!r} has no weight left, so that the logits no longer depend on the input: "
+        "lower lambda_v, lambda_g or group_threshold"
+        for name, layer in found.items()
+        if layer["kept"] == 0
+    ]
     value = float(kl(trained)) if noisy else None
-    return {"kl": value, "log_alpha_edges": LOG_ALPHA_EDGES, "layers": layers, "warnings": warnings}
+    return {"kl": value, "log_alpha_edges": LOG_ALPHA_EDGES, "layers": found, "warnings": warnings}

@@ -44,7 +44,7 @@ class AttentionTransfer:
     """
 
     label: ClassVar[str] = "student, attention transfer"
-    keep: ClassVar[str] = "best"
+    keep_epoch: ClassVar[str] = "best"
 
     beta: float = 1000.0
     teacher_at: Sequence[str] = ("stage1", "stage2", "stage3")

@@ -44,12 +44,12 @@ class BayesianCompression:
         ValueError: a value outside these ranges.
 
     Example:
-        >>> BayesianCompression().keep
+        >>> BayesianCompression().keep_epoch
         'last'
     """
 
     label: ClassVar[str] = "student, Bayesian compression"
-    keep: ClassVar[str] = "last"
+    keep_epoch: ClassVar[str] = "last"
 
     lambda_v: float = 1.0
     warmup_start: float = 0.05

@@ -2,8 +2,7 @@
 
 import copy
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,15 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pykd.config import nearest
 from pykd.errors import PykdError
-from pykd.methods import _fields
-from pykd.methods.comparisons import comparisons
+from pykd.methods import _fields, _maps
+from pykd.methods._layers import layers
+from pykd.nn.features import features
 from pykd.ops import distillation_loss
 from pykd.pruning import Prunable, prunable
-from pykd.pruning.layer import Exact, Steps, largest
+from pykd.pruning.budget import checked, within
+from pykd.pruning.following import activations
+from pykd.pruning.layer import Exact, Proximal, Steps, largest
 from pykd.pruning.masks import mask_, unmask_
-from pykd.pruning.reconstruction import Reconstruction, Term
-from pykd.training import Batch, Method, unwrapped
+from pykd.pruning.reconstruction import Activated, Reconstruction, Term
+from pykd.pruning.rounding import rounded
+from pykd.training import Batch, Method, label_loss, unwrapped
 
 ROWS = 128  # images that go through the networks at a time
 
@@ -28,38 +32,59 @@ ROWS = 128  # images that go through the networks at a time
 class CrossDistillation:
     r"""A trained network is pruned layer by layer, with a few images, so that each layer still gives what it gave.
 
-    Layer by layer in the order of execution the student's weights :math:`W^S`, which begin as the teacher's
-    :math:`W^T`, lose groups, and those that stay minimise a distance of the layer's outputs. :math:`h^T` are the
-    layer's inputs in the teacher, :math:`h^S` in the student, whose earlier layers are pruned already:
+    In the order of execution each layer's weights :math:`W^S`, which begin as the teacher's :math:`W^T`, lose groups,
+    and those that stay minimise a distance of the layer's outputs. :math:`h^T` are the layer's inputs in the teacher,
+    :math:`h^S` those in the student, whose earlier layers are pruned already:
 
     .. math::
-        L^c &= \lVert W^T * h^T - W^S * h^T \rVert^2 &\text{correction} \\
-        L^i &= \lVert W^T * h^S - W^S * h^S \rVert^2 &\text{imitation} \\
-        \tilde L &= \mu L^c + (1 - \mu) L^i &\texttt{convex} \\
+        L^c &= \lVert W^T * h^T - W^S * h^T \rVert^2 && \text{correction} \\
+        L^i &= \lVert W^T * h^S - W^S * h^S \rVert^2 && \text{imitation} \\
+        \tilde L &= \mu L^c + (1 - \mu) L^i && \texttt{convex} \\
         \hat L &= \lVert W^T * (\alpha h^T + (1 - \alpha) h^S) - W^S * ((1 - \beta) h^T + \beta h^S) \rVert^2
-        &\texttt{soft}
+        && \texttt{soft}
 
-    (equations 1 to 5); ``plain`` is layer-wise distillation without crossing, ``soft`` with :math:`\alpha = \beta = 1`,
-    and ``magnitude`` leaves the weights as they are. Then the whole student is fine-tuned on the images; what was
-    taken out stays zero, and batch normalisation keeps the teacher's statistics.
+    ``plain`` is layer-wise distillation without crossing, ``soft`` with :math:`\alpha = \beta = 1`; ``none`` leaves the
+    weights that stay as they are. Then the whole student is fine-tuned on the images: what was taken out stays zero,
+    and batch normalisation keeps the teacher's statistics. ``pykd export`` takes the zeros out physically.
+
+    The student's network is the teacher's. The paper prunes by a penalty and its authors' code by keeping the largest
+    groups on a schedule, without one; both are here. It has the activation in the plain distance, its code nowhere.
+    Which :math:`\alpha` and :math:`\beta` it used is not found anywhere, nor are its tables.
 
     Args:
-        objective: ``"convex"``, ``"soft"``, ``"plain"`` or ``"magnitude"``.
+        objective: ``"convex"``, ``"soft"``, ``"plain"`` or ``"none"``.
         mu: :math:`\mu`.
         alpha: :math:`\alpha`.
         beta: :math:`\beta`.
-        groups: ``"in"`` for input channels that no other layer reads, ``"weight"`` for single weights.
-        keep: share of each layer's groups that stay, in (0, 1], or how many of each layer, a list.
+        groups: ``"in"`` for input channels, of layers that alone read theirs; ``"weight"`` for single weights.
+        keep: how much of each layer stays: a share in (0, 1]; or for each layer in the order of execution, in a list,
+            or for named layers, in a mapping, a share or a number of groups.
+        budget: ``{"parameters": x}``, ``{"flops": x}`` or ``{"bytes": x}``, as of :func:`pykd.pruning.budget.within`:
+            what stays of the whole network instead, by the norms of all layers' groups.
         linear: prune linear layers, too.
-        skip: names of layers that are not pruned; the first one is not in any case.
-        steps: of Adam for a layer, as the authors' code; 0 solves its least squares.
+        skip: names of layers that are not pruned; the network's first is not in any case.
+        select: ``"norm"``, or for input channels ``"thinet"`` (Luo et al. 2017) or ``"lasso"`` (He et al. 2017).
+        solver: ``"exact"`` for least squares; ``"adam"`` for the authors' steps; ``"proximal"`` for the penalty, which
+            alone says then what stays.
+        steps: of Adam, for each layer.
         lr: Adam's.
-        fine_tune: ``"labels"``, ``"kd"``, ``"features"`` (the layers' outputs, end to end) or ``"none"``.
+        penalty: :math:`\lambda` of ``"proximal"``.
+        ridge: keeps the weights of ``"exact"`` near the teacher's, as of
+            :meth:`pykd.pruning.reconstruction.Reconstruction.solve`.
+        activation: the distance is that of the outputs after batch normalisation and activation; needs ``"adam"``.
+        int8: the weights of all layers become int8 levels times a scale for each output, chosen under the same
+            distance; ``pykd export --values int8`` stores these very levels. Fine-tuning then leaves weights alone.
+        fine_tune: ``"labels"``, ``"kd"`` (as of :class:`pykd.methods.HintonDistillation`), ``"features"`` (the outputs
+            of all pruned layers and of the network follow the teacher's, each mean squared distance divided by the mean
+            square) or ``"none"``.
         temperature: T of ``"kd"``.
         hard_weight: w of ``"kd"``.
 
     Raises:
-        ValueError: a value outside these ranges.
+        ValueError: a value outside these ranges, or two that exclude each other.
+
+    Cost: for every layer two forward passes of the images and the layer's problem, see
+    :class:`pykd.pruning.reconstruction.Reconstruction`; the images do not count in the solution.
 
     Example:
         >>> CrossDistillation(keep=0.1, groups="weight").label
@@ -74,68 +99,295 @@ class CrossDistillation:
     beta: float = 0.5
     groups: str = "in"
     keep: Any = 0.5
+    budget: Mapping[str, float] | None = None
     linear: bool = False
     skip: Sequence[str] = ()
-    steps: int = 0
+    select: str = "norm"
+    solver: str = "exact"
+    steps: int = 3000
     lr: float = 5e-4
-    ridge: float = 1e-4
-    fine_tune: str = "labels"
+    penalty: float = 1e-3
+    ridge: float = 1e-2
+    activation: bool = False
+    int8: bool = False
+    fine_tune: str = "kd"
     temperature: float = 4.0
     hard_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        _fields.word("objective", self.objective, "convex", "soft", "plain", "none")
+        _fields.word("groups", self.groups, "in", "weight")
+        _fields.word("select", self.select, "norm", "thinet", "lasso")
+        _fields.word("solver", self.solver, "exact", "adam", "proximal")
+        _fields.word("fine_tune", self.fine_tune, "labels", "kd", "features", "none")
+        for name in ("mu", "alpha", "beta", "hard_weight"):
+            _fields.share(name, getattr(self, name))
+        for name in ("lr", "penalty", "temperature"):
+            _fields.positive(name, getattr(self, name))
+        for name in ("linear", "activation", "int8"):
+            _fields.switch(name, getattr(self, name))
+        _fields.count("steps", self.steps)
+        _fields.deviation("ridge", self.ridge)
+        _fields.names("skip", self.skip)
+        _check_keep(self.keep)
+        if self.budget is not None:
+            checked(self.budget)
+        if self.select != "norm" and (self.groups != "in" or self.solver != "exact" or self.objective == "none"):
+            raise ValueError(f"select={self.select} is for input channels, with an objective and the exact solver")
+        if self.activation and self.solver != "adam":
+            raise ValueError("activation makes the distance no quadratic: take solver=adam")
+        if self.int8 and (self.objective == "none" or self.activation):
+            raise ValueError("int8 chooses levels under a quadratic distance: give an objective, without activation")
+
+    @property
+    def label(self) -> str:
+        """The student's row in the table."""
+        crossed = {"convex": {1.0: "correction", 0.0: "imitation"}.get(self.mu, "cross distillation")}
+        crossed |= {"soft": "soft cross distillation", "plain": "layer-wise distillation", "none": "magnitude"}
+        words, select = crossed[self.objective], {"thinet": "ThiNet", "lasso": "channel pruning"}.get(self.select)
+        if select:
+            words = select if self.objective == "plain" else f"{words} by {select}"
+        if self.objective == "none" and self.trains:
+            words += ", layer matching" if self.fine_tune == "features" else ", fine-tuned"
+        return f"student, {words}"
+
+    @property
+    def trains(self) -> bool:
+        """Whether the student is fine-tuned."""
+        return self.fine_tune != "none"
 
     @property
     def terms(self) -> list[Term]:
         """The objective's, as of :class:`pykd.pruning.reconstruction.Reconstruction`."""
-        return {
-            "convex": [Term(self.mu, 1.0, 1.0), Term(1 - self.mu, 0.0, 0.0)],
-            "soft": [Term(1.0, self.alpha, 1 - self.beta)],
-            "plain": [Term(1.0, 1.0, 0.0)],
-        }[self.objective]
+        if self.objective == "convex":
+            return [Term(self.mu, 1.0, 1.0), Term(1 - self.mu, 0.0, 0.0)]
+        if self.objective == "soft":
+            return [Term(1.0, self.alpha, 1 - self.beta)]
+        return [Term(1.0, 1.0, 0.0)]
 
-    def compress(self, network: nn.Module, teacher: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
-        """Prunes the network's layers, in place; their masks."""
-        masks = {}
-        for layer, count in self.plan(teacher, inputs[:1]):
-            mine, its = network.get_submodule(layer.name), teacher.get_submodule(layer.name)
-            weight: Any = mine.weight.detach()
-            if self.objective == "magnitude":
-                keep = largest(weight, self.groups, count)
-                weight = torch.where(keep, weight, 0)
-            else:
-                problem = Reconstruction(its, self.terms)
-                for rows in inputs.split(ROWS):
-                    problem.add(*(_inputs_of(each, layer.name, rows) for each in (teacher, network)))
-                solver = Steps(self.steps, self.lr) if self.steps else Exact(ridge=self.ridge)
-                try:
-                    weight, keep = solver(problem, weight, self.groups, count)
-                except PykdError as error:
-                    raise PykdError(f"{layer.name}: {error}") from None
-            mine.weight.data.copy_(weight)  # type: ignore[union-attr, operator]
-            masks[layer.name] = keep
-        return masks
+    def prepare(self, student: nn.Module, teachers: Sequence[nn.Module], inputs: Tensor) -> nn.Module:
+        """The student with the teacher's weights, and masks that keep all of them.
 
-    def plan(self, network: nn.Module, inputs: Tensor) -> list[tuple[Prunable, int]]:
-        """The layers that are pruned, and how many groups of each stay."""
-        found = []
-        for layer in prunable(network, inputs):
-            module: Any = network.get_submodule(layer.name)
-            convolution = isinstance(module, nn.Conv2d)
-            pointwise = convolution and module.kernel_size == (1, 1)
-            if layer.first or layer.name in self.skip or not (convolution or self.linear):
+        Raises:
+            PykdError: another network than the teacher's, a layer that cannot be pruned, or a list of another length.
+        """
+        network = copy.deepcopy(student)
+        its, mine = (
+            {name: (value.shape, value.dtype) for name, value in each.state_dict().items()}
+            for each in (teachers[0], network)
+        )
+        if its != mine:
+            raise PykdError("cross distillation prunes the teacher: give the student the teacher's network")
+        network.load_state_dict(teachers[0].state_dict())
+        within_budget = self.budget is not None  # which depends on weights that may not be there yet
+        whole = dataclasses.replace(self, budget=None, keep=1.0) if within_budget else self
+        names = list(whole._plan(network, inputs))
+        layers: dict[str, Any] = {name: network.get_submodule(name) for name in names}
+        mask_(network, {name: torch.ones_like(each.weight, dtype=torch.bool) for name, each in layers.items()})
+        for layer in layers.values() if self.int8 else ():
+            layer.parametrizations.weight.original.requires_grad_(False)
+        return _Pruned(network, names)
+
+    def start(
+        self, trained: nn.Module, teachers: Sequence[nn.Module], inputs: Tensor, done: int
+    ) -> Iterator[tuple[int, int]]:
+        """Prunes layer by layer, in place.
+
+        Raises:
+            PykdError: a layer whose least squares have many solutions, or of which the penalty leaves nothing.
+        """
+        assert isinstance(trained, _Pruned)
+        network, teacher = trained.network.eval(), teachers[0].eval()
+        plan = self._plan(teacher, inputs[:1])
+        after = activations(teacher, inputs[:1], list(plan)) if self.activation else {}
+        if not plan:
+            raise PykdError("the network has no layer to prune: linear=true takes linear layers, too")
+        for number, (name, count) in enumerate(plan.items(), 1):
+            if number <= done:
                 continue
-            if self.groups == "in" and (pointwise or not layer.own.all()):
-                continue
-            total = module.weight.shape[1] if self.groups == "in" else module.weight.numel()
-            found.append((layer, max(1, round(self.keep * total))))
-        return found
+            layer: Any = network.get_submodule(name)
+            weight = layer.weight.detach()
+            try:
+                weight, keep = self._pruned(name, count, weight, network, teacher, inputs, after.get(name))
+            except PykdError as error:
+                raise PykdError(f"layer {name}: {error}") from None
+            layer.parametrizations.weight.original.data.copy_(weight)
+            mask_(network, {name: keep})
+            yield number, len(plan)
+
+    def _pruned(
+        self, name: str, count: int, weight: Tensor, network: nn.Module, teacher: nn.Module, inputs: Tensor, after: Any
+    ) -> tuple[Tensor, Tensor]:
+        """A layer's weight, and its mask."""
+        if self.objective == "none":
+            keep = largest(weight, self.groups, count)
+            return torch.where(keep, weight, 0), keep
+        layer = teacher.get_submodule(name)
+        problem: Any = Reconstruction(layer, self.terms) if after is None else Activated(layer, self.terms, after)
+        for rows in torch.split(inputs, ROWS):
+            problem.add(_inputs(teacher, name, rows), _inputs(network, name, rows))
+        total = weight.shape[1] if self.groups == "in" else weight.numel()
+        solver: Any = {
+            "exact": Exact(ridge=self.ridge, select=self.select),
+            "adam": Steps(self.steps, self.lr),
+            "proximal": Proximal(self.penalty, ridge=self.ridge),
+        }[self.solver]
+        keep = torch.ones_like(weight, dtype=torch.bool)
+        if count < total:
+            weight, keep = solver(problem, weight, self.groups, count)
+        elif self.solver != "adam":
+            weight = problem.solve(keep, self.ridge)
+        return (rounded(problem, weight) if self.int8 else weight), keep
+
+    def _plan(self, network: nn.Module, inputs: Tensor) -> dict[str, int]:
+        """How many groups stay of each layer, in the order of execution."""
+        found = prunable(network, inputs)
+        layers: dict[str, Any] = {each.name: network.get_submodule(each.name) for each in found}
+        why = {each.name: self._why_not(each, layers[each.name]) for each in found}
+        totals = {
+            name: layer.weight.shape[1] if self.groups == "in" else layer.weight.numel()
+            for name, layer in layers.items()
+        }
+        chosen = [name for name in layers if not why[name]]
+        if self.budget is not None:
+            plan = within(network, inputs, dict.fromkeys(chosen, self.groups), self.budget)
+        elif isinstance(self.keep, Mapping):
+            for name in self.keep:
+                if name not in layers:
+                    raise PykdError(_unknown(network, name))
+                if why[name]:
+                    raise PykdError(f"keep: layer {name} cannot be pruned: {why[name]}")
+            plan = {name: _count(name, self.keep[name], totals[name]) for name in layers if name in self.keep}
+        elif isinstance(self.keep, Sequence):
+            if len(self.keep) != len(chosen):
+                raise PykdError(
+                    f"keep has {len(self.keep)} entries for {len(chosen)} layers: give one for each of "
+                    f"{', '.join(chosen)}"
+                )
+            plan = {name: _count(name, each, totals[name]) for name, each in zip(chosen, self.keep, strict=True)}
+        else:
+            plan = {name: _count(name, float(self.keep), totals[name]) for name in chosen}
+        return {name: plan.get(name, totals[name]) for name in layers if self.int8 or name in plan}
+
+    def _why_not(self, layer: Prunable, module: nn.Module) -> str | None:
+        """Why a layer is not pruned; None of one that is."""
+        if layer.first:
+            return "it is the network's first"
+        if layer.name in self.skip:
+            return "skip names it"
+        if isinstance(module, nn.Linear):
+            if not self.linear:
+                return "it is linear; linear=true takes such layers, too"
+        elif self.groups == "in" and module.kernel_size == (1, 1):
+            return "it is a 1x1 convolution"
+        if self.groups == "in" and not layer.own.all():
+            return "other layers read its inputs, too"
+        return None
+
+    def loss(self, student: nn.Module, batch: Batch) -> Tensor:
+        """That of fine-tuning, mean over the rows."""
+        if self.fine_tune == "labels":
+            return label_loss(student, batch)
+        if self.fine_tune == "kd":
+            taught = batch.mean_teacher_logits
+            return distillation_loss(
+                student(batch.inputs),
+                taught,
+                batch.labels,
+                temperature=self.temperature,
+                hard_weight=self.hard_weight,
+            )
+        trained = unwrapped(student)
+        assert isinstance(trained, _Pruned)
+        taught, its = _maps.of_teacher(batch, trained.names)
+        logits, mine = student(batch.inputs, True)
+        pairs = [(logits, taught), *zip(mine, its, strict=True)]
+        return torch.stack([F.mse_loss(a, b) / b.square().mean().clamp_min(1e-12) for a, b in pairs]).sum()
+
+    def finish(self, trained: nn.Module, student: nn.Module) -> dict[str, Any]:
+        """The student takes over the weights, zeros among them; the facts tell what is left of each layer."""
+        assert isinstance(trained, _Pruned)
+        network = copy.deepcopy(trained.network)
+        unmask_(network)
+        student.load_state_dict(network.state_dict())
+        return {"layers": layers(student)}
+
+    def comparisons(self) -> dict[str, Method]:
+        """Pruning by size alone, without and with training, layer-wise distillation without crossing, and the crossed
+        variants; for input channels also ThiNet and channel pruning, whose weights are solved like all others."""
+        trained = self.fine_tune if self.trains else "kd"
+        alone = dataclasses.replace(
+            self, objective="none", select="norm", solver="exact", activation=False, int8=False, fine_tune="none"
+        )
+        crossed = dataclasses.replace(self, objective="convex")
+        found = {
+            "magnitude": alone,
+            "fine_tune": dataclasses.replace(alone, fine_tune=trained),
+            "features": dataclasses.replace(alone, fine_tune="features"),
+            "layerwise": dataclasses.replace(self, objective="plain", select="norm"),
+            "correction": dataclasses.replace(crossed, mu=1.0),
+            "imitation": dataclasses.replace(crossed, mu=0.0),
+            "soft": dataclasses.replace(self, objective="soft"),
+        }
+        if self.groups == "in":
+            plain = dataclasses.replace(self, objective="plain", solver="exact", activation=False)
+            found["thinet"] = dataclasses.replace(plain, select="thinet")
+            found["channel_pruning"] = dataclasses.replace(plain, select="lasso")
+        return dict(found)
+
+
+class _Pruned(nn.Module):
+    """The masked student; batch normalisation stays as the teacher has it, whatever the mode."""
+
+    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.network, self.names = network, names
+
+    def forward(self, inputs: Tensor, matched: bool = False) -> Any:
+        """The logits; with ``matched`` also the outputs of the pruned layers."""
+        return features(self.network, inputs, self.names) if matched else self.network(inputs)
+
+    def train(self, mode: bool = True) -> "_Pruned":
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
 
 
 @torch.no_grad()
-def _inputs_of(network: nn.Module, name: str, rows: Tensor) -> Tensor:
+def _inputs(network: nn.Module, name: str, rows: Tensor) -> Tensor:
+    """What the layer reads when the network is given these rows."""
     found: list[Tensor] = []
-    handle = network.get_submodule(name).register_forward_pre_hook(lambda _, arguments: found.append(arguments[0]))
+    hook = network.get_submodule(name).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].clone()))
     try:
         network(rows)
     finally:
-        handle.remove()
+        hook.remove()
     return found[0]
+
+
+def _check_keep(keep: object) -> None:
+    if isinstance(keep, (int, float)) and not isinstance(keep, bool) and 0 < keep <= 1:
+        return
+    if not isinstance(keep, (list, tuple, Mapping)) or not keep:
+        raise ValueError(f"keep should be a share in (0, 1], a list or a mapping of layers, got {keep!r}")
+    each = keep.items() if isinstance(keep, Mapping) else enumerate(keep)
+    for name, value in each:
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not whole and not (isinstance(value, float) and 0 < value <= 1):
+            raise ValueError(f"keep: {name} should have a share in (0, 1] or a whole number, got {value!r}")
+
+
+def _count(name: str, keep: float, total: int) -> int:
+    """How many of a layer's groups stay."""
+    if isinstance(keep, int) and keep > total:
+        raise PykdError(f"keep: layer {name} has {total} groups, not {keep}: ask for fewer")
+    return keep if isinstance(keep, int) else max(1, round(keep * total))
+
+
+def _unknown(network: nn.Module, name: str) -> str:
+    modules = dict(network.named_modules())
+    if not isinstance(modules.get(name), (nn.Linear, nn.Conv2d)):
+        return f"keep: there is no layer {name!r}: {nearest(name, modules)}"
+    return f"keep: layer {name} cannot be pruned: it is grouped, is used in several places, or cannot be traced"

@@ -74,7 +74,7 @@ class FactorTransfer:
         'student, FT+KD'
     """
 
-    keep: ClassVar[str] = "best"
+    keep_epoch: ClassVar[str] = "best"
 
     rate: float = 0.5
     beta: float = 500.0

@@ -54,7 +54,7 @@ class FitNet:
     """
 
     label: ClassVar[str] = "student, FitNet"
-    keep: ClassVar[str] = "best"
+    keep_epoch: ClassVar[str] = "best"
 
     temperature: float = 3.0
     weight: float = 4.0

@@ -112,7 +112,7 @@ class VariationalStudent:
         return "student, " + ("+".join(name for name, weight in terms.items() if weight) or "labels alone")
 
     @property
-    def keep(self) -> str:
+    def keep_epoch(self) -> str:
         """The last epoch is finished where it is the sparsest."""
         return "last" if self.lambda_v or self.lambda_g else "best"
 

@@ -12,4 +12,4 @@ from pykd.pruning.flops import flops
 from pykd.pruning.groups import prune_groups_
 from pykd.pruning.remove_dead import Prunable, prunable, remove_dead
 
-__all__ = ["flops", "prune_groups_", "remove_dead"]
+__all__ = ["Prunable", "flops", "prunable", "prune_groups_", "remove_dead"]

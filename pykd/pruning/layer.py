@@ -5,9 +5,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from pykd.ops import block_norms
-from pykd.pruning.reconstruction import Reconstruction
+from pykd.errors import PykdError
+from pykd.ops import block_norms, block_prox_
+from pykd.pruning.reconstruction import Activated, Reconstruction
+
+LASSO_PENALTIES, LASSO_STEPS = 40, 200
+NARROWER = 7 / 8  # of the columns are left: then the others are worth taking out
 
 
 def largest(weight: Tensor, groups: str, count: int) -> Tensor:
@@ -47,24 +52,78 @@ def kept(step: int, steps: int, groups: int, count: int) -> int:
     return count + (groups - count) * max(0, fall - step) // fall
 
 
+def thinet(problem: Reconstruction, weight: Tensor, count: int) -> Tensor:
+    """The ``count`` input channels that are left where, one by one, the one whose loss costs least is taken out.
+
+    Luo, Wu & Lin 2017, "ThiNet", arXiv 1707.06342, section 3.2.
+
+    Returns:
+        bool ``[in_channels]``.
+    """
+    products, targets = problem.channels(weight)
+    keep = torch.ones(len(targets), dtype=torch.bool, device=weight.device)
+    pull = products.sum(1) - targets
+    for _ in range(len(targets) - count):
+        loss = torch.where(keep, products.diagonal() - 2 * pull, math.inf)
+        out = int(loss.argmin())
+        keep[out] = False
+        pull -= products[out]
+    return keep
+
+
+def lasso(problem: Reconstruction, weight: Tensor, count: int) -> Tensor:
+    """The ``count`` input channels whose factors are the largest under the l1 penalty that leaves so many.
+
+    He, Zhang & Sun 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", arXiv 1707.06168, section 3.1.
+
+    Returns:
+        bool ``[in_channels]``.
+    """
+    products, targets = problem.channels(weight)
+    step = 1 / float(products.abs().sum(1).max().clamp_min(torch.finfo(products.dtype).tiny))
+    factors = best = torch.ones_like(targets)
+    low, high = 0.0, float(targets.abs().max())
+    for _ in range(LASSO_PENALTIES):
+        penalty = (low + high) / 2
+        for _ in range(LASSO_STEPS):
+            factors = F.softshrink(factors - step * (factors @ products - targets), step * penalty)
+        left = int(factors.count_nonzero())
+        if left >= count:
+            low, best = penalty, factors
+        else:
+            high = penalty
+        if left == count:
+            break
+    keep = torch.zeros(len(targets), dtype=torch.bool, device=weight.device)
+    keep[best.abs().sort(descending=True, stable=True).indices[:count]] = True
+    return keep
+
+
 @dataclass(frozen=True)
 class Exact:
     """The least squares of the weights that are left, in every one of ``rounds`` in which some groups go.
 
     Args:
-        rounds: in the first third of them groups go; 1 takes out all at once.
+        rounds: groups go in the first third of them.
         ridge: as of :meth:`Reconstruction.solve`.
+        select: by what groups stay: ``"norm"``, their size round by round; ``"thinet"`` or ``"lasso"``, for input
+            channels, at once.
     """
 
     rounds: int = 12
     ridge: float = 1e-6
+    select: str = "norm"
 
     def __call__(self, problem: Reconstruction, weight: Tensor, groups: str, count: int) -> tuple[Tensor, Tensor]:
         """The pruned weight, and its mask."""
+        if self.select != "norm":
+            chosen = {"thinet": thinet, "lasso": lasso}[self.select](problem, weight, count)
+            keep = chosen.view(1, -1, *[1] * (weight.dim() - 2)).expand_as(weight).contiguous()
+            return problem.solve(keep, self.ridge), keep
         total = weight.shape[1] if groups == "in" else weight.numel()
         last, keep = total, torch.ones_like(weight, dtype=torch.bool)
         for step in range(1, self.rounds + 1):
-            left = count if step == self.rounds else kept(step, self.rounds, total, count)
+            left = kept(step, self.rounds, total, count)
             if left < last:
                 keep = largest(weight, groups, left)
                 weight, last = problem.solve(keep, self.ridge), left
@@ -75,7 +134,8 @@ class Exact:
 class Steps:
     """Adam, as the authors' code has it: groups go in the first third of the steps, the rest trains what is left.
 
-    After the first third of steps on input channels the rate is a tenth. What went has neither gradient nor moments.
+    After the first third of steps on input channels the rate is a tenth. What went has neither gradient nor moments,
+    and its columns cost nothing any more.
 
     Args:
         steps: their number.
@@ -85,22 +145,74 @@ class Steps:
     steps: int = 3000
     lr: float = 5e-4
 
-    def __call__(self, problem: Reconstruction, weight: Tensor, groups: str, count: int) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, problem: Reconstruction | Activated, weight: Tensor, groups: str, count: int
+    ) -> tuple[Tensor, Tensor]:
         """The pruned weight, and its mask."""
-        total = weight.shape[1] if groups == "in" else weight.numel()
-        weight, last, keep = weight.clone(), total, torch.ones_like(weight, dtype=torch.bool)
-        first, second = torch.zeros_like(weight), torch.zeros_like(weight)
+        inputs = weight.shape[1]
+        total = last = inputs if groups == "in" else weight.numel()
+        mine = weight.flatten(1).clone()
+        columns = torch.arange(mine.shape[1], device=weight.device)
+        keep = torch.ones_like(mine, dtype=torch.bool)
+        first, second = torch.zeros_like(mine), torch.zeros_like(mine)
+        slope = problem.slope(columns)
         for step in range(1, self.steps + 1):
-            gradient = problem.gradient(weight)
-            gradient[~keep] = 0
+            gradient = slope(mine).masked_fill_(~keep, 0)
             first.lerp_(gradient, 0.1)
             second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
             rate = self.lr * (0.1 if groups == "in" and step > self.steps // 3 else 1)
-            size = rate * math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
-            weight.addcdiv_(first, second.sqrt().add_(1e-8 * math.sqrt(1 - 0.999**step)), value=-size)
-            left = kept(step, self.steps, total, count)
-            if left < last:
-                keep, last = largest(weight, groups, left), left
-            for each in (weight, first, second):
-                each[~keep] = 0
-        return weight, keep
+            root = math.sqrt(1 - 0.999**step)
+            mine.addcdiv_(first, second.sqrt().add_(1e-8 * root), value=-rate * root / (1 - 0.9**step))
+            if (left := kept(step, self.steps, total, count)) == last:
+                continue
+            keep = largest(mine.view(len(mine), -1, weight[0, 0].numel(), 1), groups, left).flatten(1)
+            last = left
+            for each in (mine, first, second):
+                each.masked_fill_(~keep, 0)
+            stay = keep[0].nonzero().flatten()
+            if groups == "in" and (left == count or len(stay) <= NARROWER * len(columns)):
+                columns, keep = columns[stay], keep[:, stay]
+                mine, first, second = mine[:, stay], first[:, stay], second[:, stay]
+                slope = problem.slope(columns)
+        pruned, mask = torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool)
+        pruned.flatten(1)[:, columns], mask.flatten(1)[:, columns] = mine, keep
+        return pruned, mask
+
+
+@dataclass(frozen=True)
+class Proximal:
+    r"""The groups that a penalty leaves: :math:`\min_W L(W) + \lambda \sum_g \lVert W_g \rVert_2`, then least squares.
+
+    Accelerated proximal gradients (Beck & Teboulle 2009, "FISTA", section 4), of which the proximal step is
+    :func:`pykd.ops.block_prox_`: l2,1 for input channels, l1 for single weights. What the penalty leaves is then
+    solved without it. How many groups stay is for the penalty alone to say.
+
+    Args:
+        penalty: :math:`\lambda`.
+        steps: their number.
+        ridge: as of :meth:`Reconstruction.solve`.
+    """
+
+    penalty: float
+    steps: int = 500
+    ridge: float = 1e-6
+
+    def __call__(self, problem: Reconstruction, weight: Tensor, groups: str, count: int) -> tuple[Tensor, Tensor]:
+        """The pruned weight, and its mask.
+
+        Raises:
+            PykdError: the penalty leaves nothing.
+        """
+        step = problem.outputs / (2 * float(problem.a.abs().sum(1).max().clamp_min(torch.finfo(torch.float64).tiny)))
+        at, ahead, momentum = weight, weight, 1.0
+        for _ in range(self.steps):
+            last, at = at, ahead - step * problem.gradient(ahead)
+            block_prox_(at, groups="in" if groups == "in" else (1, 1), threshold=step * self.penalty)
+            before, momentum = momentum, (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+            ahead = at + (before - 1) / momentum * (at - last)
+        keep = at != 0
+        if groups == "in":
+            keep = keep.any(0, keepdim=True).flatten(2).any(2).view(1, -1, *[1] * (at.dim() - 2)).expand_as(at)
+        if not keep.any():
+            raise PykdError(f"a penalty of {self.penalty:g} leaves nothing of it: take a smaller one")
+        return problem.solve(keep, self.ridge), keep.contiguous()

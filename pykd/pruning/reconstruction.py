@@ -1,13 +1,18 @@
 """The problem of one layer: few weights that give, from the student's inputs, what the teacher's layer gives."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from pykd.errors import PykdError
+
+SINGULAR = 1e-13  # of a pivot, beside its column's own square
+TOLERANCE = 1e-9  # of conjugate gradients, beside the first residual
 
 
 class Term(NamedTuple):
@@ -37,12 +42,13 @@ class Reconstruction:
 
     .. math:: n L(W) = \mathrm{tr}(E A E^\top) - 2\, \mathrm{tr}(E R^\top) + c, \qquad E = W - W^T
 
-    so that value, gradient and minimum cost no more for many images than for few. The layer's bias cancels. Where
-    teacher and student see the same in all terms, R and c are 0.
+    so that value, gradient and minimum cost no more for many images than for few. Of few images the inputs themselves
+    are kept, as long as that is less. The layer's bias cancels. Where teacher and student see the same in all terms,
+    R and c are 0.
 
     Args:
         layer: the teacher's, ``Linear`` or ``Conv2d`` with ``groups=1``; its weight is :math:`W^T`.
-        terms: of the objective.
+        terms: of the objective; those of weight 0 cost nothing.
 
     Attributes:
         a: A, float64 ``[columns, columns]``, columns being in_channels times the kernel's places.
@@ -69,26 +75,49 @@ class Reconstruction:
             raise PykdError(f"a {type(layer).__name__} has no layer problem: take a Linear or a Conv2d")
         if isinstance(layer, nn.Conv2d) and layer.groups != 1:
             raise PykdError(f"a convolution of {layer.groups} groups has no common inputs: leave it out")
-        self._layer, self._terms = layer, list(terms)
+        self._layer, self._terms = layer, [term for term in terms if term.weight]
         self._weight = layer.weight.detach().flatten(1).double()
         columns = self._weight.shape[1]
-        self.a = self._weight.new_zeros(columns, columns)
-        self.r = torch.zeros_like(self._weight)
-        self.c = 0.0
+        self._a = self._weight.new_zeros(columns, columns)
+        self._r = torch.zeros_like(self._weight)
+        self._c = 0.0
+        self._parts: list[tuple[Tensor, Tensor]] = []  # inputs and errors that are not in A, R and c yet
         self.outputs = 0
 
     @torch.no_grad()
     def add(self, teacher: Tensor, student: Tensor) -> None:
         """Takes in a batch of the layer's inputs in the teacher and in the student, of one shape."""
-        of_teacher, of_student = self._columns(teacher).double(), self._columns(student).double()
+        of_teacher, of_student = self._columns(teacher), self._columns(student)
         for weight, target, mine in self._terms:
             seen = torch.lerp(of_student, of_teacher, mine)
-            self.a += weight * (seen @ seen.T)
-            if mine != target:
-                error = (target - mine) * (self._weight @ (of_teacher - of_student))
-                self.r += weight * (error @ seen.T)
-                self.c += weight * float(error.square().sum())
+            error = (target - mine) * (self._weight.to(seen.dtype) @ (of_teacher - of_student))
+            self._parts.append((math.sqrt(weight) * seen, math.sqrt(weight) * error))
         self.outputs += len(self._weight) * of_teacher.shape[1]
+        if 2 * sum(seen.shape[1] for seen, _ in self._parts) >= len(self._a):
+            self._fold()
+
+    def _fold(self) -> None:
+        for seen, error in self._parts:
+            seen, error = seen.double(), error.double()
+            self._a += seen @ seen.T
+            self._r += error @ seen.T
+            self._c += float(error.square().sum())
+        self._parts = []
+
+    @property
+    def a(self) -> Tensor:
+        self._fold()
+        return self._a
+
+    @property
+    def r(self) -> Tensor:
+        self._fold()
+        return self._r
+
+    @property
+    def c(self) -> float:
+        self._fold()
+        return self._c
 
     def _columns(self, inputs: Tensor) -> Tensor:
         """``[columns, places]``: what each weight of an output is multiplied with, place by place."""
@@ -115,6 +144,37 @@ class Reconstruction:
     def _error(self, weight: Tensor) -> Tensor:
         return weight.detach().flatten(1).double() - self._weight
 
+    def slope(self, columns: Tensor) -> Callable[[Tensor], Tensor]:
+        """dL/dW of these columns' weights, float32 ``[out_channels, columns]``, as a function of them.
+
+        All other weights are 0. A step's cost is that of ``gradient`` for as many columns, or less where the images
+        are few.
+        """
+        gone = torch.ones(len(self._a), dtype=torch.bool, device=columns.device)
+        gone[columns] = False
+        scale, its = 2 / max(1, self.outputs), self._weight[:, columns].float()
+        if 2 * sum(seen.shape[1] for seen, _ in self._parts) < len(columns) and self._parts:
+            seen, error = (torch.cat(parts, 1) for parts in zip(*self._parts, strict=True))
+            mine, shift = seen[columns].float(), (error + self._weight[:, gone].to(seen.dtype) @ seen[gone]).float()
+            return lambda weight: scale * (((weight - its) @ mine - shift) @ mine.T)
+        r = (self.r[:, columns] + self._weight[:, gone] @ self.a[gone][:, columns]).float()
+        a = self.a[columns][:, columns].float()
+        return lambda weight: scale * ((weight - its) @ a - r)
+
+    def channels(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        r"""What each input channel gives of the outputs: :math:`\langle Y_i, Y_j \rangle` and :math:`\langle Y_i, Y
+        \rangle`.
+
+        :math:`Y_i` is what channel i gives under ``weight``, Y what the teacher's layer gives; so that, with a factor
+        :math:`\beta_i` for every channel, :math:`n L = \beta^\top M \beta - 2 \beta^\top v + \text{const}`.
+
+        Returns:
+            M, float64 ``[in_channels, in_channels]``, and v, float64 ``[in_channels]``.
+        """
+        mine, count = weight.detach().flatten(1).double(), weight.shape[1]
+        products = (mine.T @ mine * self.a).view(count, -1, count, mine.shape[1] // count).sum((1, 3))
+        return products, ((self._weight @ self.a + self.r) * mine).sum(0).view(count, -1).sum(1)
+
     def solve(self, mask: Tensor, ridge: float = 1e-6) -> Tensor:
         r"""The weights that minimise L among those that are zero where ``mask`` is False.
 
@@ -131,23 +191,97 @@ class Reconstruction:
         Raises:
             PykdError: the problem has many solutions, which a ridge above 0 tells apart.
 
-        Cost: one factorisation of kept columns x kept columns where all rows keep the same, else one for each row.
+        Cost: one factorisation of kept columns x kept columns where all rows keep the same; else conjugate gradients
+        of all rows together, each step a product of out_channels x columns x columns.
         """
         keep = mask.flatten(1)
         rho = ridge * float(self.a.diagonal().mean())
         a = self.a + rho * torch.eye(len(self.a), dtype=self.a.dtype, device=self.a.device)
         b = self._weight @ a + self.r
+        kept = keep.any(0).nonzero().flatten()
         solved = torch.zeros_like(b)
-        rows = [slice(None)] if bool((keep == keep[:1]).all()) else [slice(i, i + 1) for i in range(len(keep))]
-        for each in rows:
-            kept = keep[each][0].nonzero().flatten()
-            if len(kept):
-                factor, failed = torch.linalg.cholesky_ex(a[kept[:, None], kept])
-                if failed:
-                    raise PykdError("its least squares have many solutions: take more images, or a ridge above 0")
-                solved[each, kept] = torch.cholesky_solve(b[each, kept].T, factor).T
+        same = bool((keep == keep[:1]).all())
+        if len(kept) and (same or not ridge):
+            factor, failed = torch.linalg.cholesky_ex(a[kept[:, None], kept])
+            if failed or (factor.diagonal().square() < SINGULAR * a.diagonal()[kept]).any():
+                raise PykdError("its least squares have many solutions: take more images, or a ridge above 0")
+            solved[:, kept] = torch.cholesky_solve(b[:, kept].T, factor).T
+        if not same:
+            solved = _conjugate_gradients(a, b, keep)
         weight = self._layer.weight
-        return solved.to(weight.dtype).view_as(weight)  # type: ignore[operator, arg-type]
+        return solved.to(weight.dtype).view_as(weight)
+
+
+def _conjugate_gradients(a: Tensor, b: Tensor, keep: Tensor) -> Tensor:
+    """For each row the x that minimises x a x / 2 - x b among those that are zero where ``keep`` is False."""
+    diagonal = torch.where(a.diagonal() > 0, a.diagonal(), 1)
+    solved, rest = torch.zeros_like(b), b * keep
+    ahead = rest / diagonal
+    direction, size = ahead, (rest * ahead).sum(1, keepdim=True)
+    enough = TOLERANCE**2 * size
+    for _ in range(2 * len(a)):
+        if (size <= enough).all():
+            break
+        pulled = (direction @ a) * keep
+        curvature = (direction * pulled).sum(1, keepdim=True)
+        step = torch.where(curvature > 0, size / curvature, 0)
+        solved, rest = solved + step * direction, rest - step * pulled
+        ahead = rest / diagonal
+        last, size = size, (rest * ahead).sum(1, keepdim=True)
+        direction = ahead + torch.where(last > 0, size / last, 0) * direction
+    return solved
+
+
+class Activated:
+    r"""A layer's objective with the activation s in it: :math:`\lVert s(W^T * h) - s(W * h') \rVert^2`.
+
+    It is no quadratic: the inputs are kept, and each gradient runs the layer on all of them.
+
+    Args:
+        layer: as of :class:`Reconstruction`, with its bias.
+        terms: as there.
+        after: s.
+    """
+
+    def __init__(self, layer: nn.Module, terms: Sequence[Term], after: Callable[[Tensor], Tensor]) -> None:
+        Reconstruction(layer, ())
+        self._layer, self._terms, self._after = layer, [term for term in terms if term.weight], after
+        self._parts: list[tuple[float, Tensor, Tensor]] = []
+        self.outputs = 0
+
+    @torch.no_grad()
+    def add(self, teacher: Tensor, student: Tensor) -> None:
+        """Takes in a batch of the layer's inputs in the teacher and in the student, of one shape."""
+        for weight, target, mine in self._terms:
+            taught = self._after(self._layer(torch.lerp(student, teacher, target)))
+            self._parts.append((weight, taught, torch.lerp(student, teacher, mine)))
+        self.outputs += taught.numel()
+
+    def loss(self, weight: Tensor) -> float:
+        """L(W) of a weight of the layer's shape."""
+        with torch.no_grad():
+            return sum(float(self._distance(weight, *part)) for part in self._parts) / max(1, self.outputs)
+
+    def slope(self, columns: Tensor) -> Callable[[Tensor], Tensor]:
+        """As of :class:`Reconstruction`; each call runs the layer forwards and backwards on all inputs."""
+        layer: Any = self._layer
+        shape = layer.weight.shape
+
+        def gradient(weight: Tensor) -> Tensor:
+            whole = weight.new_zeros(len(weight), math.prod(shape[1:]))
+            whole[:, columns] = weight
+            whole.requires_grad_()
+            total = torch.zeros_like(weight)
+            for part in self._parts:
+                (each,) = torch.autograd.grad(self._distance(whole.view(shape), *part), whole)
+                total += each[:, columns]
+            return total / max(1, self.outputs)
+
+        return gradient
+
+    def _distance(self, weight: Tensor, factor: float, taught: Tensor, inputs: Tensor) -> Tensor:
+        answered = self._after(functional_call(self._layer, {"weight": weight}, (inputs,)))
+        return factor * (taught - answered).square().sum()
 
 
 def _mode(layer: nn.Conv2d) -> str:

@@ -4,7 +4,18 @@ from pykd.training.distill import Run, distill
 from pykd.training.measure import describe, evaluate
 from pykd.training.progress import show
 from pykd.training.run_folder import load_weights
-from pykd.training.stage import Batch, Converting, First, Method, Preceded, Stage, label_loss, mean_logits, unwrapped
+from pykd.training.stage import (
+    Batch,
+    Converting,
+    First,
+    Method,
+    Preceded,
+    Stage,
+    Starting,
+    label_loss,
+    mean_logits,
+    unwrapped,
+)
 from pykd.training.teacher import FrozenTeacher
 
 __all__ = [
@@ -16,6 +27,7 @@ __all__ = [
     "Preceded",
     "Run",
     "Stage",
+    "Starting",
     "describe",
     "distill",
     "evaluate",

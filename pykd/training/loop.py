@@ -27,7 +27,7 @@ from pykd.training.checkpoint import Checkpoints, Saved
 from pykd.training.measure import accuracy
 from pykd.training.progress import Reporter
 from pykd.training.run_folder import RunFolder, put_weights, weights
-from pykd.training.stage import Batch, Stage, derive
+from pykd.training.stage import Batch, Stage, Starting, derive
 from pykd.training.teacher import TeacherLogits
 
 # A look at the losses waits for the device; a question to the other processes waits for them.
@@ -44,6 +44,7 @@ class Position:
     """Where a run stands; plain data, the same on every process."""
 
     stage: str
+    started: int = 0  # steps done of what comes before the first epoch
     epoch: int = 0  # epochs done
     step: int = 0  # optimiser steps done in the epoch
     seconds: float = 0.0  # spent on the stage
@@ -201,7 +202,9 @@ class Fit:
             self._training.batch_size, shuffle=stage.train.shuffle, rank=self._rank, world=self._world
         )
         self._steps = len(self._batches)
-        self._keep_best = stage.classifies and (stage.converting is None or stage.converting.keep == "best")
+        self._starting = stage.converting if isinstance(stage.converting, Starting) else None
+        self._epochs = 0 if self._starting and not self._starting.trains else self._training.epochs
+        self._keep_best = stage.classifies and (stage.converting is None or stage.converting.keep_epoch == "best")
         self._module = stage.module.to(self._device)
         if stage.converting is not None:
             set_seed(derive(run.seed, "prepare", stage.name) % 2**32)
@@ -234,9 +237,11 @@ class Fit:
             Interrupted: a signal came; the run was saved.
         """
         at, reporter = self._at, self._run.reporter
-        reporter.start(self._stage.name, self._training.epochs, self._steps, at.epoch * self._steps + at.step)
         try:
-            while at.epoch < self._training.epochs:
+            if self._starting is not None and not at.epoch and not at.step:
+                self._start(self._starting)
+            reporter.start(self._stage.name, self._epochs, self._steps, at.epoch * self._steps + at.step)
+            while at.epoch < self._epochs:
                 self._epoch()
         finally:
             reporter.stop()
@@ -252,6 +257,20 @@ class Fit:
         self._run.finished = {**self._run.finished, self._stage.name: result}
         if self._world > 1:
             self._run.accelerator.free_memory()
+
+    def _start(self, method: Starting) -> None:
+        at, run, train = self._at, self._run, self._stage.train
+        parts = [train.normalized(each.inputs.to(self._device)) for each in train.batches(train.large_batch)]
+        teachers = [each.teacher.module for each in self._teachers]
+        steps = method.start(self._module, teachers, torch.cat(parts), at.started)
+        for at.started, of in steps:
+            run.reporter.before(self._stage.name, at.started, of)
+            self._save_or_stop(run.checkpoint_seconds)
+        if self._world > 1:
+            for value in self._module.state_dict().values():
+                broadcast(value)
+        run.reporter.stop()
+        at.seconds = time.perf_counter() - self._begun
 
     def _epoch(self) -> None:
         at, stage = self._at, self._stage
@@ -430,9 +449,7 @@ class Fit:
         run.metrics.append(row)
         if run.folder is not None:
             run.folder.append_metrics(row)
-        run.reporter.epoch(row, self._training.epochs)
+        run.reporter.epoch(row, self._epochs)
         at.epoch, at.step, self._checked = at.epoch + 1, 0, 0
         self._losses.zero_()
-        self._save_or_stop(
-            min(SHORTEST_EPOCH_SECONDS, run.checkpoint_seconds), always=at.epoch == self._training.epochs
-        )
+        self._save_or_stop(min(SHORTEST_EPOCH_SECONDS, run.checkpoint_seconds), always=at.epoch == self._epochs)

@@ -63,6 +63,15 @@ class Reporter:
             self._task = self._bar.add_task(stage, total=epochs * steps, completed=done, text="")
             self._bar.start()
 
+    def before(self, stage: str, done: int, of: int) -> None:
+        """``done`` steps ``of`` the work before a stage's first epoch are done."""
+        if self._bar is None:
+            self.start(stage, 1, of, done)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, text="compressing")
+        elif done == of:
+            self.say(f"{stage}: {of} of {of} layers are compressed")
+
     def step(self, epoch: int, step: int, loss: Callable[[], float]) -> None:
         """``step`` steps of epoch number ``epoch`` are done."""
         if self._bar is not None and (now := time.monotonic()) >= self._next:

@@ -1,7 +1,7 @@
 """The vocabulary of a run: a batch, a loss of a batch, a stage that minimises it, a method that brings the loss."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -100,7 +100,7 @@ class Converting(Method, Protocol):
     """A method that trains another module in the student's place, and makes the student out of it at the end."""
 
     @property
-    def keep(self) -> str:
+    def keep_epoch(self) -> str:
         """Which epoch's weights are finished: "best" on the held-out rows, or "last"."""
 
     def prepare(self, student: nn.Module, teachers: Sequence[nn.Module], inputs: Tensor) -> nn.Module:
@@ -118,6 +118,29 @@ class Converting(Method, Protocol):
         """Writes the result into ``student``; returns facts for its row in the summary, plain JSON data.
 
         Sentences under "warnings" are told to the user.
+        """
+
+
+@runtime_checkable
+class Starting(Converting, Protocol):
+    """A method that works on what ``prepare`` made, with all training rows at hand, before the first epoch."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether epochs follow."""
+
+    def start(
+        self, trained: nn.Module, teachers: Sequence[nn.Module], inputs: Tensor, done: int
+    ) -> Iterator[tuple[int, int]]:
+        """Changes ``trained``, in place, step by step; yields the numbers of steps that are done and of all.
+
+        A run saves between two steps; one that goes on gets the module as the last saved step left it.
+
+        Args:
+            trained: what ``prepare`` gave.
+            teachers: trained, in eval mode.
+            inputs: of all training rows, as networks take them, on their device.
+            done: how many steps were done before.
         """
 
 

@@ -41,7 +41,7 @@ class Scaled(nn.Module):
 class Scaling(StudentAlone):
     """Trains a :class:`Scaled` student."""
 
-    keep: str = "last"
+    keep_epoch: str = "last"
     scale: float = 2.0
 
     calls: ClassVar[int] = 0
@@ -138,7 +138,7 @@ def test_held_out_accuracy_is_the_trained_module_s() -> None:
 
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_best_or_the_last_epoch_is_finished(keep: str) -> None:
-    run = train(None, method=Scaling(keep=keep), baselines=[], epochs=8, lr=1.0)
+    run = train(None, method=Scaling(keep_epoch=keep), baselines=[], epochs=8, lr=1.0)
     accuracies = [row["holdout_accuracy"] for row in run.metrics if row["stage"] == "student"]
     row = run.summary["rows"][-1]
     assert accuracies[-1] < max(accuracies), "the test needs a run that gets worse"
@@ -150,7 +150,7 @@ def test_the_best_or_the_last_epoch_is_finished(keep: str) -> None:
 @pytest.mark.parametrize("step", [3, 18, 25])
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_resume_within_and_after_such_a_stage_gives_the_same_bits(tmp_path: Path, keep: str, step: int) -> None:
-    method = Scaling(keep=keep)
+    method = Scaling(keep_epoch=keep)
     train(tmp_path / "whole", method=method)
     with pytest.raises(Interrupted):
         train(tmp_path / "run", lambda: os.kill(os.getpid(), signal.SIGTERM), at=step, method=method)
