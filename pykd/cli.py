@@ -486,19 +486,13 @@ def compare(
         }
         return _write_table(out / "table", markdown(record), record)
 
-    def draw(finished: Finished) -> None:
-        try:
-            _draw(finished, out)
-        except ImportError as error:
-            typer.echo(str(error), err=True)
-
     runs = _with_shared_teachers(runs, out)
-    _run_all(runs, out, write, resume=resume, device=device, draw=draw)
+    _run_all(runs, out, write, resume=resume, device=device, draw=lambda finished: _draw(finished, out))
 
 
 @app.command()
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="noisy_teacher")],
+    paper: Annotated[str, typer.Argument(help="noisy_teacher or cross_distillation")],
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -508,10 +502,11 @@ def reproduce(
         ),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, max=10_000, help="Runs of each variant: 5 by default, 2 if quick.")
+        int | None,
+        typer.Option(min=1, max=10_000, help="Runs of each variant: 5 by default, 3 of a large network, 2 if quick."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Four variants and a tenth of the epochs, on digits: does it all run?")
+        bool, typer.Option("--quick", help="Few variants and a tenth of the epochs, on digits: does it all run?")
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs; runs/reproduce-<paper>-<time> by default.")
@@ -523,31 +518,42 @@ def reproduce(
 ) -> None:
     """Run a paper's experiment: its variants with several seeds, and our figures beside its claims.
 
-    Every run is one of the recipe <paper>-<data set>; the variants of a seed learn from the same teacher.
+    Every run is one of a recipe <paper>-<data set>; the variants of a seed learn from the same teacher.
     """
-    from pykd import reproduce as experiments
+    from pykd.reproduce import PAPERS
 
+    experiment = recipes.choose(PAPERS, paper, "paper")
     key = "data.name="
     data = [each.removeprefix(key) for each in assignments or [] if each.startswith(key)]
     data = list(dict.fromkeys(data)) or ["digits" if quick else "mnist"]
     changes = [each for each in assignments or [] if not each.startswith(key)]
 
     def plan(out: Path) -> list[tuple[str, Config]]:
-        return experiments.runs(paper, data, changes, seeds=seeds or (2 if quick else 5), out=out, quick=quick)
+        return experiment.runs(data, changes, seeds=seeds, out=out, quick=quick)
 
     _check_methods(plan(Path()))  # mistakes are told before a folder is looked for
     out = _grid_folder(f"reproduce-{paper}", out, resume).resolve()
-    if not quick and (seeds or 5) < experiments.TEACHERS:
-        typer.echo(f"variants with several teachers are left out: they need {experiments.TEACHERS} seeds", err=True)
+    if sentence := experiment.left_out(seeds, quick):
+        typer.echo(sentence, err=True)
+
+    def record(finished: Finished) -> dict[str, Any]:
+        return experiment.record(finished, changes=changes, quick=quick, environment=_environment(finished, out))
 
     def write(finished: Finished) -> str:
-        environment = _environment(finished, out)
-        record = experiments.record(paper, finished, changes=changes, quick=quick, environment=environment)
-        return _write_table(out / "reproduce", experiments.markdown(record), record)
+        found = record(finished)
+        return _write_table(out / "reproduce", experiment.markdown(found), found)
 
-    _run_all(
-        plan(out), out, write, resume=resume, device=device, needed=[f"{name}/{experiments.CLEAN}" for name in data]
-    )
+    def draw(finished: Finished) -> None:
+        from pykd._files import write_atomically
+
+        for name, figure in experiment.figures(record(finished)).items():
+            write_atomically(out / name, figure)
+
+    runs = plan(out)
+    read = {Path(each.weights).parent for _, config in runs for each in config.teachers.values() if each.weights}
+    needed = {variant for variant, config in runs if out / variant / f"seed-{config.seed}" in read}
+    runs = _with_shared_teachers(runs, out)
+    _run_all(runs, out, write, resume=resume, device=device, needed=needed, draw=draw)
 
 
 @app.command("recipes")
@@ -703,7 +709,10 @@ def _run_all(
             text = write(finished)
     typer.echo(text, nl=False)
     if draw and finished and _is_main_process():
-        draw(finished)
+        try:
+            draw(finished)
+        except ImportError as error:
+            typer.echo(str(error), err=True)
     if failures:
         raise PykdError(f"{len(failures)} of {len(runs)} runs failed, the first: {failures[0]}")
 
@@ -801,7 +810,7 @@ def _with_shared_teachers(runs: Sequence[tuple[str, Config]], out: Path) -> list
         (variant, config), folder = runs[index], folders[index]
         if any(teacher.weights for teacher in config.teachers.values()):
             continue
-        data = config.data.model_dump(exclude={"per_class"})
+        data = config.data.model_dump(exclude={"per_class", "rows", "augment_once"})
         key = repr((config.seed, data, {name: each.model_dump() for name, each in config.teachers.items()}))
         source = sources.get(key, folder)
         if (folder / "config.yaml").is_file():

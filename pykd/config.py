@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from pykd.errors import PykdError
 
@@ -100,6 +100,15 @@ class Data(_Strict):
     per_class: Count | None = Field(
         default=None, description="rows of each class that students learn from, of those not held out; None for all"
     )
+    rows: Count | None = Field(
+        default=None, description="rows that students learn from, whatever their classes, in place of per_class"
+    )
+    augment_once: bool = Field(
+        default=False,
+        strict=True,
+        description="augment every row that students learn from once, as augment says; whether stages augment it anew "
+        "is for training.augment to say",
+    )
     image_size: Annotated[Count, Field(le=4096)] | None = Field(
         default=None, description="imagefolder: shorter side is scaled to this and the centre is cut out"
     )
@@ -111,6 +120,13 @@ class Data(_Strict):
         description="random shift by up to an eighth of the side, edges repeated (shift) or filled with black (crop); "
         "with flip also a random mirror image, with cutout a black square of half the side",
     )
+
+    @field_validator("rows")
+    @classmethod
+    def _rows_or_per_class(cls, rows: int | None, info: ValidationInfo) -> int | None:
+        if rows is not None and info.data.get("per_class") is not None:
+            raise ValueError("should be left out where data.per_class is set")
+        return rows
 
 
 class Network(BaseModel):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from pykd.data import cifar, digits, imagefolder, mnist, svhn
 from pykd.data.imagefolder import ImageFiles
 from pykd.data.memory import InMemory, Normalizer, Sample, augment, collate, few, stratified
@@ -27,7 +29,7 @@ class Splits:
     """The parts of a data set; every choice is made on ``holdout``, ``test`` is for the last row of a table.
 
     Teachers learn from ``teacher_train``, which are all rows that are not held out, students from ``train``: of these
-    as many as ``data.per_class`` says.
+    as many as ``data.per_class`` or ``data.rows`` says, augmented once where ``data.augment_once`` does.
     """
 
     train: InMemory | ImageFiles
@@ -49,7 +51,7 @@ def data_root(root: str | None) -> Path:
 
 
 def load(data: "Data", *, seed: int = 0) -> Splits:
-    """The data set that ``data`` names; ``seed`` decides which rows are held out and drawn.
+    """The data set that ``data`` names; ``seed`` decides which rows are held out and drawn, and what augments once.
 
     Raises:
         PykdError: missing or broken files, in one sentence that says how to get or mend them.
@@ -81,14 +83,33 @@ def load(data: "Data", *, seed: int = 0) -> Splits:
     kept, held = stratified(train.labels, data.holdout, seed)
     channels, height, width = train[0][0].shape
     teacher_train = train.subset(kept)
-    learnt = teacher_train
+    labels, learnt = teacher_train.labels, teacher_train
     if data.per_class is not None:
         for label, name in enumerate(class_names):
-            if (rows := int((teacher_train.labels == label).sum())) < data.per_class:
+            if not (rows := int((labels == label).sum())):
+                raise PykdError(
+                    f"data.per_class={data.per_class}: class {name} has no training rows; add some or set data.rows"
+                )
+            if rows < data.per_class:
                 raise PykdError(
                     f"data.per_class={data.per_class}: class {name} has {rows} training rows; ask for fewer"
                 )
-        learnt = teacher_train.subset(few(teacher_train.labels, data.per_class, seed))
+        learnt = teacher_train.subset(few(labels, data.per_class, seed))
+    if data.rows is not None:
+        if len(labels) < data.rows:
+            raise PykdError(f"data.rows={data.rows}: there are {len(labels)} training rows; ask for fewer")
+        learnt = teacher_train.subset(few(torch.zeros_like(labels), data.rows, seed))  # as if of one class
+    if data.augment_once:
+        size = len(learnt) * channels * height * width / 2**30
+        if isinstance(learnt, ImageFiles) and size > data.memory_limit_gib:
+            raise PykdError(
+                f"data.augment_once keeps the {len(learnt)} rows of students in memory, {size:.3g} GiB: "
+                "ask for fewer with data.per_class or data.rows, or raise data.memory_limit_gib"
+            )
+        raw = learnt.raw()
+        images = raw.images if isinstance(raw, InMemory) else torch.stack([raw[row][0] for row in range(len(raw))])
+        images = augment(images, data.augment, torch.Generator().manual_seed(seed))
+        learnt = InMemory(images, learnt.labels, learnt.normalize)
     return Splits(
         train=learnt,
         teacher_train=teacher_train,

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pykd.config import nearest
+from pykd.deploy.model_file import to_bytes
+from pykd.deploy.tracing import described
 from pykd.errors import PykdError
 from pykd.methods import _fields, _maps
 from pykd.methods._layers import layers
 from pykd.nn.features import features
 from pykd.ops import distillation_loss
-from pykd.pruning import Prunable, prunable
-from pykd.pruning.budget import checked, within
+from pykd.pruning import Prunable, budget, prunable
+from pykd.pruning.budget import within
 from pykd.pruning.following import activations
 from pykd.pruning.layer import Exact, Proximal, Steps, largest
 from pykd.pruning.masks import mask_, unmask_
@@ -25,6 +27,10 @@ from pykd.pruning.reconstruction import Activated, Reconstruction, Term
 from pykd.pruning.rounding import rounded
 from pykd.training import Batch, Method, label_loss, unwrapped
 
+COSTS = {
+    **budget.COSTS,
+    "bytes": lambda network, example_input: len(to_bytes(described(network, example_input))),
+}
 ROWS = 128  # images that go through the networks at a time
 
 
@@ -56,7 +62,8 @@ class CrossDistillation:
         mu: :math:`\mu`.
         alpha: :math:`\alpha`.
         beta: :math:`\beta`.
-        groups: ``"in"`` for input channels, of layers that alone read theirs; ``"weight"`` for single weights.
+        groups: ``"in"`` for input channels, of layers that alone read theirs (a linear layer behind a flattening has
+            the flattened maps' channels); ``"weight"`` for single weights.
         keep: how much of each layer stays: a share in (0, 1]; or for each layer in the order of execution, in a list,
             or for named layers, in a mapping, a share or a number of groups.
         budget: ``{"parameters": x}``, ``{"flops": x}`` or ``{"bytes": x}``, as of :func:`pykd.pruning.budget.within`:
@@ -131,7 +138,7 @@ class CrossDistillation:
         _fields.names("skip", self.skip)
         _check_keep(self.keep)
         if self.budget is not None:
-            checked(self.budget)
+            budget.checked(self.budget, COSTS)
         if self.select != "norm" and (self.groups != "in" or self.solver != "exact" or self.objective == "none"):
             raise ValueError(f"select={self.select} is for input channels, with an objective and the exact solver")
         if self.activation and self.solver != "adam":
@@ -202,17 +209,18 @@ class CrossDistillation:
         after = activations(teacher, inputs[:1], list(plan)) if self.activation else {}
         if not plan:
             raise PykdError("the network has no layer to prune: linear=true takes linear layers, too")
-        for number, (name, count) in enumerate(plan.items(), 1):
+        for number, (name, (count, shape)) in enumerate(plan.items(), 1):
             if number <= done:
                 continue
             layer: Any = network.get_submodule(name)
-            weight = layer.weight.detach()
+            weight = layer.weight.detach().view(shape)
             try:
                 weight, keep = self._pruned(name, count, weight, network, teacher, inputs, after.get(name))
             except PykdError as error:
                 raise PykdError(f"layer {name}: {error}") from None
-            layer.parametrizations.weight.original.data.copy_(weight)
-            mask_(network, {name: keep})
+            original = layer.parametrizations.weight.original
+            original.data.copy_(weight.view_as(original))
+            mask_(network, {name: keep.view_as(original)})
             yield number, len(plan)
 
     def _pruned(
@@ -239,35 +247,41 @@ class CrossDistillation:
             weight = problem.solve(keep, self.ridge)
         return (rounded(problem, weight) if self.int8 else weight), keep
 
-    def _plan(self, network: nn.Module, inputs: Tensor) -> dict[str, int]:
-        """How many groups stay of each layer, in the order of execution."""
-        found = prunable(network, inputs)
-        layers: dict[str, Any] = {each.name: network.get_submodule(each.name) for each in found}
-        why = {each.name: self._why_not(each, layers[each.name]) for each in found}
-        totals = {
-            name: layer.weight.shape[1] if self.groups == "in" else layer.weight.numel()
-            for name, layer in layers.items()
-        }
-        chosen = [name for name in layers if not why[name]]
-        if self.budget is not None:
-            plan = within(network, inputs, dict.fromkeys(chosen, self.groups), self.budget)
-        elif isinstance(self.keep, Mapping):
-            for name in self.keep:
+    def _plan(self, network: nn.Module, inputs: Tensor) -> dict[str, tuple[int, torch.Size]]:
+        """How many groups stay of each layer, in the order of execution, and its weight's shape by input channels."""
+        layers = {each.name: each for each in prunable(network, inputs)}
+        for field, names in (("keep", self.keep if isinstance(self.keep, Mapping) else ()), ("skip", self.skip)):
+            for name in names:
                 if name not in layers:
-                    raise PykdError(_unknown(network, name))
+                    raise PykdError(_unknown(field, network, name))
+        modules: dict[str, Any] = {name: network.get_submodule(name) for name in layers}
+        weights = {name: each.by_channel(modules[name].weight) for name, each in layers.items()}
+        totals = {name: each.shape[1] if self.groups == "in" else each.numel() for name, each in weights.items()}
+        why = {name: self._why_not(each, modules[name]) for name, each in layers.items()}
+        chosen = [name for name in layers if not why[name]]
+        keep: dict[str, Any]
+        if isinstance(self.keep, Mapping):
+            keep = dict(self.keep)
+            for name in keep:
                 if why[name]:
                     raise PykdError(f"keep: layer {name} cannot be pruned: {why[name]}")
-            plan = {name: _count(name, self.keep[name], totals[name]) for name in layers if name in self.keep}
         elif isinstance(self.keep, Sequence):
             if len(self.keep) != len(chosen):
                 raise PykdError(
                     f"keep has {len(self.keep)} entries for {len(chosen)} layers: give one for each of "
                     f"{', '.join(chosen)}"
                 )
-            plan = {name: _count(name, each, totals[name]) for name, each in zip(chosen, self.keep, strict=True)}
+            keep = dict(zip(chosen, self.keep, strict=True))
         else:
-            plan = {name: _count(name, float(self.keep), totals[name]) for name in chosen}
-        return {name: plan.get(name, totals[name]) for name in layers if self.int8 or name in plan}
+            keep = dict.fromkeys(chosen, float(self.keep))
+        if self.budget is not None:
+            keep = dict(within(network, inputs, dict.fromkeys(chosen, self.groups), self.budget, COSTS))
+        counts = {name: _count(name, each, totals[name]) for name, each in keep.items()}
+        return {
+            name: (counts.get(name, totals[name]), weights[name].shape)
+            for name in layers
+            if self.int8 or name in counts
+        }
 
     def _why_not(self, layer: Prunable, module: nn.Module) -> str | None:
         """Why a layer is not pruned; None of one that is."""
@@ -275,13 +289,13 @@ class CrossDistillation:
             return "it is the network's first"
         if layer.name in self.skip:
             return "skip names it"
-        if isinstance(module, nn.Linear):
-            if not self.linear:
-                return "it is linear; linear=true takes such layers, too"
-        elif self.groups == "in" and module.kernel_size == (1, 1):
-            return "it is a 1x1 convolution"
-        if self.groups == "in" and not layer.own.all():
-            return "other layers read its inputs, too"
+        if isinstance(module, nn.Linear) and not self.linear:
+            return "it is linear; linear=true takes such layers, too"
+        if self.groups == "in":
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+                return "it is a 1x1 convolution"
+            if not layer.own.all():
+                return "its inputs have to stay, for other layers or because it is not known what becomes of them"
         return None
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
@@ -386,8 +400,8 @@ def _count(name: str, keep: float, total: int) -> int:
     return keep if isinstance(keep, int) else max(1, round(keep * total))
 
 
-def _unknown(network: nn.Module, name: str) -> str:
-    modules = dict(network.named_modules())
-    if not isinstance(modules.get(name), (nn.Linear, nn.Conv2d)):
-        return f"keep: there is no layer {name!r}: {nearest(name, modules)}"
-    return f"keep: layer {name} cannot be pruned: it is grouped, is used in several places, or cannot be traced"
+def _unknown(field: str, network: nn.Module, name: str) -> str:
+    found = {each: module for each, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    if name not in found:
+        return f"{field}: there is no layer {name!r}; {nearest(name, found)}"
+    return f"{field}: layer {name} cannot be pruned: it is grouped, is used in several places, or cannot be traced"

@@ -8,6 +8,17 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 EPS = 1e-3
 
 
+def scaled(channels: int, width: float) -> int:
+    """``width * channels``, rounded, at least 1.
+
+    Raises:
+        ValueError: ``width`` is not a positive number.
+    """
+    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width < float("inf"):
+        raise ValueError(f"width should be a positive number, got {width!r}")
+    return max(1, round(width * channels))
+
+
 class VGG(nn.Sequential):
     """Thirteen convolutions in five stages, a fully connected layer, and ``classes``.
 
@@ -37,14 +48,12 @@ class VGG(nn.Sequential):
         self, *, in_shape: tuple[int, int, int], classes: int, width: float = 1.0, dropout: float = 0.0
     ) -> None:
         inputs, *sides = in_shape
-        if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width < float("inf"):
-            raise ValueError(f"width should be a positive number, got {width!r}")
         rows, columns = (side // 2 ** len(STAGES) for side in sides)
         if min(rows, columns) < 1:
             raise ValueError(f"vgg needs images of at least 32x32 pixels, got {sides[0]}x{sides[1]}")
         layers: list[nn.Module] = []
         for stage in STAGES:
-            for channels in (max(1, round(width * each)) for each in stage):
+            for channels in (scaled(each, width) for each in stage):
                 convolution = nn.Conv2d(inputs, channels, 3, padding=1, bias=False)
                 nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
                 layers += [convolution, nn.BatchNorm2d(channels, EPS), nn.ReLU()]

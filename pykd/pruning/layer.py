@@ -37,9 +37,17 @@ def largest(weight: Tensor, groups: str, count: int) -> Tensor:
     norms = block_norms(weight, groups="in") if groups == "in" else weight.abs().flatten()
     keep = torch.zeros(norms.shape, dtype=torch.bool, device=weight.device)
     keep[norms.sort(descending=True, stable=True).indices[:count]] = True
-    if groups == "in":
-        return keep.view(1, -1, *[1] * (weight.dim() - 2)).expand_as(weight).contiguous()
-    return keep.view_as(weight)
+    return whole_channels(keep, weight) if groups == "in" else keep.view_as(weight)
+
+
+def whole_channels(keep: Tensor, weight: Tensor) -> Tensor:
+    """A mask of the weight's shape out of one of its input channels.
+
+    >>> whole_channels(torch.tensor([True, False]), torch.zeros(1, 2, 2))
+    tensor([[[ True,  True],
+             [False, False]]])
+    """
+    return keep.view(1, -1, *[1] * (weight.dim() - 2)).expand_as(weight).contiguous()
 
 
 def kept(step: int, steps: int, groups: int, count: int) -> int:
@@ -118,7 +126,7 @@ class Exact:
         """The pruned weight, and its mask."""
         if self.select != "norm":
             chosen = {"thinet": thinet, "lasso": lasso}[self.select](problem, weight, count)
-            keep = chosen.view(1, -1, *[1] * (weight.dim() - 2)).expand_as(weight).contiguous()
+            keep = whole_channels(chosen, weight)
             return problem.solve(keep, self.ridge), keep
         total = weight.shape[1] if groups == "in" else weight.numel()
         last, keep = total, torch.ones_like(weight, dtype=torch.bool)
@@ -212,7 +220,7 @@ class Proximal:
             ahead = at + (before - 1) / momentum * (at - last)
         keep = at != 0
         if groups == "in":
-            keep = keep.any(0, keepdim=True).flatten(2).any(2).view(1, -1, *[1] * (at.dim() - 2)).expand_as(at)
+            keep = whole_channels(keep.view(*at.shape[:2], -1).any(2).any(0), at)
         if not keep.any():
             raise PykdError(f"a penalty of {self.penalty:g} leaves nothing of it: take a smaller one")
-        return problem.solve(keep, self.ridge), keep.contiguous()
+        return problem.solve(keep, self.ridge), keep

@@ -58,7 +58,7 @@ def mask_(network: nn.Module, keep: Mapping[str, Tensor]) -> None:
             raise PykdError(f"the mask of {name!r} should have the shape of its weight, got {list(mask.shape)}")
         mask = mask.to(weight.device)
         if masked(layer):
-            layer.parametrizations.weight[0].keep.copy_(mask)  # type: ignore[union-attr, index, operator]
+            layer.parametrizations.weight[0].keep.copy_(mask)  # type: ignore[union-attr, index]
         else:
             parametrize.register_parametrization(layer, "weight", Mask(mask))
 

@@ -182,11 +182,11 @@ class Reconstruction:
         ``ridge`` times the mean of A's diagonal: with few images many weights would give the same.
 
         Args:
-            mask: bool, of the weight's shape.
+            mask: bool, of the weight's shape or another that flattens to the same columns.
             ridge: not negative.
 
         Returns:
-            In the dtype and shape of the layer's weight.
+            In the dtype of the layer's weight, and the mask's shape.
 
         Raises:
             PykdError: the problem has many solutions, which a ridge above 0 tells apart.
@@ -208,8 +208,8 @@ class Reconstruction:
             solved[:, kept] = torch.cholesky_solve(b[:, kept].T, factor).T
         if not same:
             solved = _conjugate_gradients(a, b, keep)
-        weight = self._layer.weight
-        return solved.to(weight.dtype).view_as(weight)
+        layer: Any = self._layer
+        return solved.to(layer.weight.dtype).view_as(mask)
 
 
 def _conjugate_gradients(a: Tensor, b: Tensor, keep: Tensor) -> Tensor:

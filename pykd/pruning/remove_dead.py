@@ -69,6 +69,16 @@ def remove_dead(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
         >>> remove_dead(network, torch.zeros(1, 3, 4, 4)).get_submodule("4")
         Linear(in_features=8, out_features=10, bias=True)
     """
+    network = _followable(model, example_input)
+    while _Channels(network).remove():
+        pass
+    network.delete_all_unused_submodules()
+    network.recompile()
+    return network
+
+
+def _followable(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
+    """The network as torch.fx sees it, without the sizes of views that flatten."""
     network = traced(model, example_input)
     for node in network.graph.nodes:  # a view may have been written with sizes that will change
         if node.op in FUNCTIONS and node.target in FLATTENINGS and _flattens(node):
@@ -79,10 +89,6 @@ def remove_dead(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
             network.graph.erase_node(node)
     # Sizes that nothing needs any more; what makes tensors may be there for what it does in place.
     network.graph.eliminate_dead_code(lambda node: node.op not in FUNCTIONS or node.meta["shape"] is not None)
-    while _Channels(network).remove():
-        pass
-    network.delete_all_unused_submodules()
-    network.recompile()
     return network
 
 
@@ -389,16 +395,29 @@ class Prunable:
         name: of the layer in the network.
         own: bool ``[inputs]``; whether nobody but this layer reads the input unit or channel, so that without this
             layer's weights it could be taken out of the network.
-        first: whether the layer reads the network's inputs.
+        channels: how many channels the layer reads; a linear layer behind a flattening reads all places of each.
+        first: whether the layer reads the network's inputs, and nothing that another layer with weights made.
     """
 
     name: str
     own: Tensor
+    channels: int
     first: bool
+
+    def by_channel(self, weight: Tensor) -> Tensor:
+        """A view of the layer's weight, ``[outputs, channels, ...]``.
+
+        >>> Prunable("0", torch.ones(6, dtype=torch.bool), channels=2, first=False).by_channel(torch.zeros(4, 6)).shape
+        torch.Size([4, 2, 3, 1])
+        """
+        return weight if self.channels == weight.shape[1] else weight.view(len(weight), self.channels, -1, 1)
 
 
 def prunable(model: nn.Module, example_input: Tensor) -> list[Prunable]:
-    """The linear and ungrouped convolutional layers that are used in one place, in the order of execution.
+    """The layers whose channels can be followed, in the order of execution.
+
+    These are the linear layers of vectors and the two-dimensional ungrouped convolutions that are used in one place,
+    share no weights and have no hook.
 
     Args:
         model: as of :func:`remove_dead`.
@@ -411,33 +430,29 @@ def prunable(model: nn.Module, example_input: Tensor) -> list[Prunable]:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10))
         >>> [(each.name, each.own.all().item(), each.first) for each in prunable(network, torch.zeros(1, 3, 4, 4))]
         [('0', False, True), ('3', True, False)]
+        >>> prunable(network, torch.zeros(1, 3, 4, 4))[1].channels
+        8
     """
-    network = traced(model, example_input)
+    network = _followable(model, example_input)
     channels = _Channels(network)
     names = {id(module): name for name, module in network.named_modules()}
     dense = [layer for layer in channels._layers if _dense(layer.module)]
     roots = [torch.tensor([channels._root(wire) for wire in layer.inputs.tolist()]) for layer in dense]
     readers = Counter(root for each in roots for root in set(each.tolist()))
     pinned = {channels._root(wire) for wires in channels._pinned for wire in wires.tolist()}
-    (inputs,) = (node for node in network.graph.nodes if node.op == "placeholder")
+    raw: set[fx.Node] = set()  # what no layer with weights is ahead of
+    first = set()
+    for node in network.graph.nodes:
+        if raw.issuperset(node.all_input_nodes):
+            if not any(isinstance(each, nn.Parameter) and each.dim() > 1 for each in _tensors(network, node)):
+                raw.add(node)
+            elif node.op == "call_module":
+                first.add(str(node.target))
     found = []
     for layer, each in zip(dense, roots, strict=True):
+        name = names[id(layer.module)]
         own = torch.tensor([readers[root] == 1 and root not in pinned for root in each.tolist()])
-        found.append(Prunable(names[id(layer.module)], own, _reads_directly(network, layer.module, inputs)))
+        runs = torch.unique_consecutive(each, return_counts=True)[1]
+        count = len(runs) if bool((runs == runs[0]).all()) else len(each)
+        found.append(Prunable(name, own, count, name in first))
     return found
-
-
-def _reads_directly(network: fx.GraphModule, layer: nn.Module, inputs: fx.Node) -> bool:
-    """Whether no other layer with weights is between the network's inputs and the layer."""
-    (node,) = (
-        each
-        for each in network.graph.nodes
-        if each.op == "call_module" and network.get_submodule(str(each.target)) is layer
-    )
-    ahead = list(node.all_input_nodes)
-    while ahead:
-        each = ahead.pop()
-        if each.op == "call_module" and isinstance(network.get_submodule(str(each.target)), (nn.Linear, nn.Conv2d)):
-            return False
-        ahead.extend(each.all_input_nodes)
-    return True

@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 
 import pykd
 from pykd import data
-from pykd.cli import app
-from pykd.config import Data, Training
+from pykd.cli import _with_shared_teachers, app
+from pykd.config import ConfigError, Data, Training, load
 from pykd.errors import PykdError
 
 HAS_MNIST = (Path(os.environ.get("PYKD_DATA", "nowhere")) / "MNIST" / "raw").is_dir()
@@ -111,8 +111,94 @@ def test_too_few_rows_of_a_class_are_told():
         data.load(Data(name="digits", per_class=smallest + 1))
 
 
-def test_a_run_with_few_rows_teaches_from_all(tmp_path):
-    changes = ["data.per_class=3", "teacher.training.epochs=1", "student.training.epochs=1", "baselines=[]"]
+def test_a_class_without_rows_is_told(tmp_path):
+    write_svhn(tmp_path, y=(np.arange(40, dtype=np.uint8) % 9 + 1)[:, None])
+    with pytest.raises(PykdError, match=r"data\.per_class=1: class 0 has no training rows; add some or set data\.rows"):
+        data.load(Data(name="svhn", root=str(tmp_path), per_class=1))
+
+
+@pytest.mark.parametrize("count", [1, 37, 1298])
+def test_students_may_learn_from_few_rows_of_any_class(count):
+    every = data.load(Data(name="digits"), seed=1)
+    few = data.load(Data(name="digits", rows=count), seed=1)
+    assert few.train.images.shape == (count, 1, 8, 8)
+    for part in ("teacher_train", "holdout", "test"):
+        assert getattr(few, part).images.equal(getattr(every, part).images)
+
+    def contents(part):
+        return {(image.numpy().tobytes(), int(label)) for image, label in zip(part.images, part.labels, strict=True)}
+
+    more = data.load(Data(name="digits", rows=count + 1), seed=1)
+    assert contents(few.train) < contents(more.train) <= contents(every.train)
+    assert data.load(Data(name="digits", rows=count), seed=1).train.images.equal(few.train.images)
+    assert not data.load(Data(name="digits", rows=count), seed=2).train.images.equal(few.train.images)
+
+
+def test_more_rows_than_there_are_are_told():
+    assert len(data.load(Data(name="digits", rows=1299)).train) == 1299
+    with pytest.raises(PykdError, match=r"data\.rows=1300: there are 1299 training rows; ask for fewer"):
+        data.load(Data(name="digits", rows=1300))
+
+
+def test_rows_are_counted_in_one_way():
+    with pytest.raises(ConfigError, match=r"data\.rows should be left out where data\.per_class is set, got 50"):
+        load("noisy_teacher-digits", ["data.per_class=5", "data.rows=50"])
+
+
+@pytest.mark.parametrize("count", [{"per_class": 4}, {"rows": 40}, {}])
+def test_rows_augmented_once_are_shifts_of_their_own(count):
+    settings = Data(name="digits", augment="crop", **count)
+    plain = data.load(settings, seed=3)
+    once = settings.model_copy(update={"augment_once": True})
+    splits = data.load(once, seed=3)
+    assert splits.train.labels.equal(plain.train.labels)
+    for part in ("teacher_train", "holdout", "test"):
+        assert getattr(splits, part).images.equal(getattr(plain, part).images)
+    padded = nn.functional.pad(plain.train.images, (1, 1, 1, 1))
+    shifts = [padded[:, :, down : down + 8, right : right + 8] for down in range(3) for right in range(3)]
+    same = torch.stack([(shift == splits.train.images).flatten(1).all(1) for shift in shifts])
+    assert same.any(0).all()
+    assert same.any(1).all()
+    assert data.load(once, seed=3).train.images.equal(splits.train.images)
+    anew = data.augment(plain.train.images, "crop", torch.Generator().manual_seed(4))
+    assert not anew.equal(splits.train.images)
+
+
+def test_files_augmented_once_are_decoded_where_they_fit(tmp_path):
+    root = str(write_folder(tmp_path, (16, 16)))
+    few = {"name": "imagefolder", "root": root, "augment": "shift_flip", "per_class": 2}
+    limit = 6 * 3 * 16 * 16 / 2**30
+    files, decoded, memory = (
+        data.load(Data(**few, **more))
+        for more in (
+            {"memory_limit_gib": limit},
+            {"memory_limit_gib": limit, "augment_once": True},
+            {"augment_once": True},
+        )
+    )
+    assert isinstance(files.train, data.ImageFiles)
+    assert isinstance(decoded.teacher_train, data.ImageFiles)
+    every = range(6)
+    for ours, theirs in zip(decoded.train.__getitems__(every), memory.train.__getitems__(every), strict=True):
+        assert ours.equal(theirs)
+    assert decoded.train.labels.equal(files.train.labels)
+    assert not decoded.train.images.equal(torch.stack([image for image, _, _ in files.train.raw()]))
+    with pytest.raises(
+        PykdError, match=r"data\.augment_once keeps the 6 rows of students in memory, 4\.29e-06 GiB: ask"
+    ):
+        data.load(Data(**few, memory_limit_gib=limit / 2, augment_once=True))
+
+
+def test_few_rows_are_no_reason_for_another_teacher(tmp_path):
+    changes = ["data.per_class=3", "data.rows=9", "data.rows=9", "data.augment_once=true", "data.augment=crop"]
+    runs = [(str(number), load("noisy_teacher-digits", [change])) for number, change in enumerate(changes)]
+    shared = [config.teacher.weights for _, config in _with_shared_teachers(runs, tmp_path)]
+    assert shared == [None, *[str(tmp_path / "0" / "seed-0" / "teacher.safetensors")] * 3, None]
+
+
+@pytest.mark.parametrize("few", [["data.per_class=3"], ["data.rows=30", "data.augment_once=true"]])
+def test_a_run_with_few_rows_teaches_from_all(few, tmp_path):
+    changes = [*few, "teacher.training.epochs=1", "student.training.epochs=1", "baselines=[]"]
     words = ["distill", "noisy_teacher-digits", "--out", str(tmp_path / "run"), "--device", "cpu"]
     result = CliRunner().invoke(app, [*words, *(word for change in changes for word in ("--set", change))])
     assert result.exit_code == 0, result.output

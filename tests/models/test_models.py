@@ -55,6 +55,13 @@ def vgg_parameters(widths):
         ("vgg13", {}, (3, 32, 32), 9413066),
         ("vgg13", {"dropout": 0.5}, (1, 8, 8), 9413066 - 18 * 64),
         ("vgg16", {}, (3, 32, 32), 14724042),
+        (
+            "vgg13",
+            {"width": 0.25},
+            (1, 28, 28),
+            9 * (16 + 16**2 + 16 * 32 + 32**2 + 32 * 64 + 64**2 + 64 * 128 + 3 * 128**2) + 4 * 368 + 129 * 10,
+        ),
+        ("vgg16", {"width": 1e-9}, (3, 32, 32), 9 * (3 + 12) + 2 * 13 + 20),
         ("resnet18", {}, (3, 224, 224), 11689512 - 990 * 513),
         ("resnet18", {"dropout": 0.5}, (1, 28, 28), 11689512 - 990 * 513 - (49 * 3 - 9) * 64),
         ("resnet50", {}, (3, 32, 32), 25557032 - 990 * 2049 - (49 - 9) * 3 * 64),
@@ -270,9 +277,10 @@ def test_depths_and_widths_that_cannot_be(name, arguments, sentence):
 
 
 @pytest.mark.parametrize("width", [0, -1, float("nan"), float("inf"), "1", None, True])
-def test_vgg_says_what_width_is(width):
+@pytest.mark.parametrize("name", ["vgg", "vgg13"])
+def test_vgg_says_what_width_is(name, width):
     with pytest.raises(ValueError, match="width should be a positive number, got"):
-        models.build("vgg", in_shape=(3, 32, 32), classes=10, width=width)
+        models.build(name, in_shape=(3, 32, 32), classes=10, width=width)
 
 
 def test_vgg_says_when_images_are_too_small():

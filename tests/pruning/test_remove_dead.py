@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pykd import models
 from pykd.errors import PykdError
-from pykd.pruning import flops, remove_dead
+from pykd.pruning import flops, prunable, remove_dead
 
 EXAMPLES = settings(derandomize=True, deadline=None, max_examples=60)
 
@@ -644,3 +644,203 @@ def test_says_what_cannot_be_traced() -> None:
 def test_says_when_the_example_does_not_fit() -> None:
     with pytest.raises(PykdError, match=r"Linear does not run on an example of shape \[1, 3\]"):
         remove_dead(nn.Linear(4, 2), torch.ones(1, 3))
+
+
+def listed(network: nn.Module, inputs: Tensor) -> dict[str, list[bool]]:
+    """The layers that can be pruned, in order: which of their inputs are their own."""
+    return {layer.name: layer.own.tolist() for layer in prunable(network, inputs)}
+
+
+def firsts(network: nn.Module, inputs: Tensor) -> list[str]:
+    return [layer.name for layer in prunable(network, inputs) if layer.first]
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "skipped"),
+    [
+        ("resnet20", 32, []),
+        ("resnet56", 32, [16, 20, 38, 54]),
+        ("resnet18", 28, []),
+        ("resnet18", 64, []),
+        ("resnet34", 64, [6, 12, 14, 24]),
+    ],
+)
+def test_second_convolutions_of_residual_blocks_have_inputs_of_their_own(
+    name: str, side: int, skipped: list[int]
+) -> None:
+    """Cross distillation's code prunes those of every other one, 1x1 ones not counted, but for those it skips."""
+    network = models.build(name, in_shape=(3, side, side), classes=10)
+    layers = prunable(network, torch.zeros(1, 3, side, side))
+    kernels = [layer for layer in layers if getattr(network.get_submodule(layer.name), "kernel_size", (1, 1)) > (1, 1)]
+    depth = int(name.removeprefix("resnet"))
+    assert len(kernels) == depth - 1
+    own = [index for index, layer in enumerate(kernels) if layer.own.all()]
+    assert own == list(range(2, depth - 1, 2))
+    assert set(skipped) < set(own)
+    assert sum(bool(layer.own.any()) for layer in layers) == len(own)
+    assert [layer.name for layer in layers if layer.first] == [layers[0].name]
+
+
+def test_bottlenecks_have_two_layers_with_inputs_of_their_own() -> None:
+    found = listed(models.build("resnet50", in_shape=(3, 32, 32), classes=10), torch.zeros(1, 3, 32, 32))
+    assert len(found) == 54
+    for name, own in found.items():
+        assert set(own) == {name.endswith(("conv2", "conv3"))}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "count"),
+    [("vgg", {"width": 0.1}, 15), ("vgg13", {"width": 0.1}, 11), ("vgg16", {"width": 0.1}, 14), ("lenet5", {}, 5)],
+)
+def test_all_inputs_of_a_chain_but_the_first_are_own(name: str, arguments: dict[str, Any], count: int) -> None:
+    layers = prunable(models.build(name, in_shape=(3, 32, 32), classes=10, **arguments), torch.zeros(1, 3, 32, 32))
+    assert [set(layer.own.tolist()) for layer in layers] == [{False}, *[{True}] * (count - 1)]
+    assert [layer.first for layer in layers] == [True, *[False] * (count - 1)]
+
+
+class Backwards(nn.Module):
+    """Its layers run in another order than they are listed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.two, self.one = nn.Linear(4, 2), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.two(self.one(x).relu()).relu())
+
+
+@pytest.mark.parametrize("name", ["resnet20", "wrn", "resnet18", "resnet50", "backwards"])
+def test_layers_are_listed_in_the_order_in_which_they_run(name: str) -> None:
+    network, inputs = Backwards(), torch.zeros(1, 4)
+    if name != "backwards":
+        network, inputs = models.build(name, in_shape=(3, 32, 32), classes=10).eval(), torch.zeros(1, 3, 32, 32)
+    found = list(listed(network, inputs))
+    ran: list[str] = []
+    for path, layer in network.named_modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            layer.register_forward_hook(lambda *_, path=path: ran.append(path))
+    network(inputs)
+    assert found == ran
+
+
+@pytest.mark.parametrize("name", ["resnet", "wrn", "lenet5", "vgg13"])
+@torch.no_grad()
+def test_inputs_of_its_own_go_with_their_weights_and_no_others_do(name: str) -> None:
+    arguments: dict[str, Any] = {"resnet": {"depth": 8}, "wrn": {"depth": 10, "width": 1}, "vgg13": {"width": 1 / 16}}
+    torch.manual_seed(0)
+    network = lively(models.build(name, in_shape=(2, 16, 16), classes=10, **arguments.get(name, {})))
+    example = torch.zeros(1, 2, 16, 16)
+    for layer in prunable(network, example):
+        changed = copy.deepcopy(network)
+        weight: Any = changed.get_submodule(layer.name).weight
+        half = weight.shape[1] // 2
+        weight[:, :half] = 0
+        left = remove_dead(changed, example).get_submodule(layer.name).weight.shape[1]  # type: ignore[union-attr, index]
+        assert left == (weight.shape[1] - half if layer.own[:half].all() else weight.shape[1])
+
+
+class Dense(nn.Module):
+    """What it makes beside what it read."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.body(x)], 1)
+
+
+class Opaque(nn.Module):
+    """Has a layer, and cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if x.sum() > 0 else x
+
+
+YES, NO = True, False
+
+
+@pytest.mark.parametrize(
+    ("build", "found"),
+    [
+        (
+            lambda: [Side(nn.Conv2d(2, 3, 1), nn.Conv2d(2, 2, 1)), nn.ReLU(), nn.Conv2d(5, 4, 1)],
+            {"0.terms.0": [NO] * 2, "0.terms.1": [NO] * 2, "2": [YES] * 5},
+        ),
+        (
+            lambda: [nn.Conv2d(2, 3, 1), Dense(nn.Conv2d(3, 2, 1)), nn.Conv2d(5, 4, 1)],
+            {"0": [NO] * 2, "1.body": [NO] * 3, "2": [NO] * 3 + [YES] * 2},
+        ),
+        (
+            lambda: [nn.Conv2d(2, 3, 1), nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)],
+            {"0": [NO] * 2, "3": [YES] * 6},
+        ),
+        (
+            lambda: [nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 1)],
+            {"0": [NO] * 2, "2": [NO] * 4},
+        ),
+        (lambda: [nn.Conv2d(2, 3, 1), nn.Softmax(1), nn.Conv2d(3, 4, 1)], {"0": [NO] * 2, "2": [NO] * 3}),
+        (lambda: [nn.Conv2d(2, 2, 1), Opaque(), nn.Conv2d(2, 4, 1)], {"0": [NO] * 2, "2": [NO] * 2}),
+        (
+            lambda: [Sum(nn.Conv2d(2, 3, 1), nn.Conv2d(2, 3, 1)), nn.Conv2d(3, 4, 1)],
+            {"0.terms.0": [NO] * 2, "0.terms.1": [NO] * 2, "1": [YES] * 3},
+        ),
+        (
+            lambda: [nn.Conv2d(2, 3, 1), Sum(nn.Conv2d(3, 3, 1), nn.Identity()), nn.Conv2d(3, 4, 1)],
+            {"0": [NO] * 2, "1.terms.0": [NO] * 3, "2": [NO] * 3},
+        ),
+    ],
+)
+def test_joined_grouped_and_unknown_layers(build: Callable[[], list[nn.Module]], found: dict[str, list[bool]]) -> None:
+    assert listed(nn.Sequential(*build()), torch.zeros(1, 2, 5, 5)) == found
+
+
+@pytest.mark.parametrize(
+    ("build", "found"),
+    [
+        (Twice, {"two": [NO] * 4, "out": [YES] * 4}),
+        (Tied, {"out": [NO] * 4}),
+        (Functional, {"one": [NO] * 4, "out": [NO] * 4}),
+        (Pair, {"one": [NO] * 4, "two": [NO] * 4, "out": [YES] * 4}),
+        (hooked, {"0": [NO] * 4, "3": [NO] * 4}),
+    ],
+)
+def test_shared_layers_and_those_with_hooks_are_not_listed(
+    build: Callable[[], nn.Module], found: dict[str, list[bool]]
+) -> None:
+    assert listed(build(), torch.zeros(1, 4)) == found
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [
+        nn.Flatten(),
+        Call(lambda x: x.flatten(1)),
+        Call(lambda x: x.view(-1, 4 * 3 * 3)),
+        Call(lambda x: x.view(x.size(0), -1)),
+        Call(lambda x: x.reshape(x.shape[0], x.shape[1] * 9)),
+    ],
+)
+def test_a_linear_layer_after_a_flattening_has_inputs_of_its_own(flatten: nn.Module) -> None:
+    network = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), flatten, nn.Linear(36, 2))
+    assert listed(network, torch.zeros(1, 2, 3, 3)) == {"0": [NO] * 2, "3": [YES] * 36}
+
+
+@pytest.mark.parametrize(
+    ("build", "first"),
+    [
+        (lambda: [nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 1)], ["2"]),
+        (lambda: [nn.PReLU(), Sum(nn.Conv2d(2, 3, 1), nn.Conv2d(2, 3, 1))], ["1.terms.0", "1.terms.1"]),
+        (lambda: [Dense(nn.Conv2d(2, 3, 1)), nn.Conv2d(5, 4, 1)], ["0.body"]),
+        (lambda: [nn.Conv2d(2, 2, 1, groups=2), nn.Conv2d(2, 4, 1)], []),
+        (lambda: [nn.ConvTranspose2d(2, 3, 1), nn.Conv2d(3, 4, 1)], []),
+        (lambda: [Opaque(), nn.Conv2d(2, 4, 1)], []),
+    ],
+)
+def test_first_layers_read_what_no_other_layer_made(build: Callable[[], list[nn.Module]], first: list[str]) -> None:
+    assert firsts(nn.Sequential(*build()), torch.zeros(1, 2, 5, 5)) == first
+    assert firsts(Functional(), torch.zeros(1, 4)) == ["one"]
