@@ -4,7 +4,6 @@ import copy
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from pykd.errors import PykdError
 from pykd.ops import block_norms
 from pykd.pruning.flops import flops
-from pykd.pruning.remove_dead import prunable, remove_dead
+from pykd.pruning.layer import whole_channels
+from pykd.pruning.remove_dead import Prunable, prunable, remove_dead
 
 Cost = Callable[[nn.Module, Tensor], float]
 
@@ -96,13 +96,15 @@ def within(
         costs: what a budget may count: by name, a function of a network without dead units and the example input.
 
     Returns:
-        By the layer's name, the count for :func:`pykd.pruning.layer.largest`. With the next group in the order of
+        By the layer's name, the count for :func:`pykd.pruning.layer.largest` of its weight
+        :meth:`pykd.pruning.Prunable.by_channel`. With the next group in the order of
         scores the network would exceed the budget. Where a cost does not grow with every group, as the bytes of a
         file, a larger count may fit again.
 
     Raises:
         PykdError: a layer that is not there or cannot lose such groups, or whose weights are not finite; a budget
-            below the cost with one group in each layer; and as :func:`pykd.pruning.remove_dead`.
+            below the cost with one group in each layer, or that leaves no way from the inputs to the answers; and as
+            :func:`pykd.pruning.remove_dead`.
         ValueError: a budget or groups of another form, or no layers.
 
     Cost: a sort of all groups' scores, and for each bisection of their number one physical removal and one cost.
@@ -115,38 +117,48 @@ def within(
         {'2': 2}
     """
     what, number = checked(budget, costs)
-    scores = _scores(model, example_input, layers)
-    order = torch.cat(list(scores.values())).argsort(descending=True, stable=True)
-    parts = torch.split(order.argsort(), [len(each) for each in scores.values()])
-    ranks = dict(zip(scores, parts, strict=True))
+    found = _found(model, example_input, layers)
     network = copy.deepcopy(model)
+    wholes, weights = (
+        {name: each.by_channel(its.get_submodule(name).weight) for name, each in found.items()}  # type: ignore[arg-type]
+        for its in (model, network)
+    )
+    scores = [_scores(name, weight, layers[name]) for name, weight in wholes.items()]
+    order = torch.cat(scores).argsort(descending=True, stable=True)
+    parts = torch.split(order.argsort(), [len(each) for each in scores])
+    ranks = dict(zip(wholes, parts, strict=True))
 
     def cost(count: int) -> float:
-        for name, rank in ranks.items():
-            whole: Any = model.get_submodule(name).weight
-            weight: Any = network.get_submodule(name).weight
-            shape = [1, -1, *[1] * (weight.dim() - 2)] if layers[name] == "in" else weight.shape
-            weight.copy_(torch.where((rank < count).view(shape), whole, 0))
+        for name, whole in wholes.items():
+            keep = ranks[name] < count
+            keep = whole_channels(keep, whole) if layers[name] == "in" else keep.view_as(whole)
+            weights[name].copy_(torch.where(keep, whole, 0))
         return costs[what](remove_dead(network, example_input), example_input)
 
     least, most = len(ranks), len(order)
     limit = number if number > 1 else number * cost(most)
     count = bisect_right(range(least, most + 1), limit, key=cost) + least - 1
+    lowest = cost(max(least, count))  # leaves the answer's weights in network
     if count < least:
         raise PykdError(
             f"a budget of {limit:,.0f} {what} cannot be kept: with one group in each layer the network has "
-            f"{cost(least):,.0f}; ask for that or more, or let more layers be pruned"
+            f"{lowest:,.0f}; ask for that or more, or let more layers be pruned"
+        )
+    small = remove_dead(network, example_input)
+    first = [small.get_submodule(each.name) for each in prunable(small, example_input) if each.first]
+    if first and not any(bool(layer.weight.any()) for layer in first):  # type: ignore[operator]
+        raise PykdError(
+            f"with a budget of {limit:,.0f} {what} nothing of the network's inputs reaches its answers: ask for more"
         )
     return {name: int((rank < count).sum()) for name, rank in ranks.items()}
 
 
-def _scores(model: nn.Module, example_input: Tensor, layers: Mapping[str, str]) -> dict[str, Tensor]:
-    """Of each layer's groups, float64; infinite for the largest of a layer, which has to stay."""
+def _found(model: nn.Module, example_input: Tensor, layers: Mapping[str, str]) -> dict[str, Prunable]:
+    """The layers, which can lose such groups."""
     if not layers:
         raise ValueError("layers should name at least one layer to be pruned")
     names = dict(model.named_modules(remove_duplicate=False))
     found = {each.name: each for each in prunable(model, example_input)}
-    scores: dict[str, Tensor] = {}
     for name, groups in layers.items():
         if groups not in ("in", "weight"):
             raise ValueError(f"groups of {name!r} should be in or weight, got {groups!r}")
@@ -160,10 +172,14 @@ def _scores(model: nn.Module, example_input: Tensor, layers: Mapping[str, str]) 
             raise PykdError(
                 f"{name!r} cannot lose input channels, as something else needs them too: prune its weights or none"
             )
-        weight: Any = names[name].weight
-        if not weight.isfinite().all():
-            raise PykdError(f"the weights of {name!r} are not finite: prune a network that is")
-        norms = (block_norms(weight, groups="in") if groups == "in" else weight.abs().flatten()).double()
-        scores[name] = (norms / norms.square().mean().sqrt()).nan_to_num(0)  # of zeros alone
-        scores[name][norms.argmax()] = math.inf
+    return {name: found[name] for name in layers}
+
+
+def _scores(name: str, weight: Tensor, groups: str) -> Tensor:
+    """Of a layer's groups, float64; infinite for the largest, which has to stay."""
+    if not weight.isfinite().all():
+        raise PykdError(f"the weights of {name!r} are not finite: prune a network that is")
+    norms = (block_norms(weight, groups="in") if groups == "in" else weight.abs().flatten()).double()
+    scores = (norms / norms.square().mean().sqrt()).nan_to_num(0)  # of zeros alone
+    scores[norms.argmax()] = math.inf
     return scores

@@ -47,10 +47,17 @@ def layers_of(network: nn.Module, example: Tensor, groups: str) -> dict[str, str
 
 
 @torch.no_grad()
-def pruned(network: nn.Module, layers: Mapping[str, str], counts: Mapping[str, int]) -> nn.Module:
+def weights_of(network: nn.Module, example: Tensor) -> dict[str, Tensor]:
+    found = prunable(network, example)
+    return {each.name: each.by_channel(network.get_submodule(each.name).weight.detach()) for each in found}
+
+
+@torch.no_grad()
+def pruned(network: nn.Module, example: Tensor, layers: Mapping[str, str], counts: Mapping[str, int]) -> nn.Module:
     network = copy.deepcopy(network)
+    weights = weights_of(network, example)
     for name, count in counts.items():
-        weight: Any = network.get_submodule(name).weight
+        weight = weights[name]
         weight.masked_fill_(~largest(weight, layers[name], count), 0)
     return network
 
@@ -71,12 +78,12 @@ def measured(network: nn.Module, example: Tensor, what: str) -> int:
     return sum(int((layers[name].weight != 0).sum()) * result[0, 0].numel() for name, result in outputs.items())
 
 
-def next_group(network: nn.Module, layers: Mapping[str, str], counts: Mapping[str, int]) -> str:
+def next_group(weights: Mapping[str, Tensor], layers: Mapping[str, str], counts: Mapping[str, int]) -> str:
     """The layer whose next group has the largest norm beside the root mean square of its layer."""
     scores = {}
     for name, groups in layers.items():
-        weight: Any = network.get_submodule(name).weight.detach()
-        norms = (block_norms(weight, groups="in") if groups == "in" else weight.abs().flatten()).double()
+        norms = block_norms(weights[name], groups="in") if groups == "in" else weights[name].abs().flatten()
+        norms = norms.double()
         if counts[name] < len(norms):
             scores[name] = norms.sort(descending=True).values[counts[name]] / norms.square().mean().sqrt()
     return max(scores, key=lambda name: float(scores[name]))
@@ -92,9 +99,9 @@ def test_the_budget_is_kept_and_the_next_group_exceeds_it(name: str, groups: str
     layers = layers_of(network, example, groups)
     counts = within(network, example, layers, {what: share}, WITH_BYTES)
     limit = share * measured(network, example, what)
-    assert measured(pruned(network, layers, counts), example, what) <= limit
-    more = next_group(network, layers, counts)
-    assert measured(pruned(network, layers, {**counts, more: counts[more] + 1}), example, what) > limit
+    assert measured(pruned(network, example, layers, counts), example, what) <= limit
+    more = next_group(weights_of(network, example), layers, counts)
+    assert measured(pruned(network, example, layers, {**counts, more: counts[more] + 1}), example, what) > limit
     assert list(counts) == list(layers) and min(counts.values()) >= 1
 
 
@@ -104,13 +111,13 @@ def test_single_weights_of_large_networks(name: str) -> None:
     layers = layers_of(network, example, "weight")
     limit = measured(network, example, "parameters") // 10
     counts = within(network, example, layers, {"parameters": limit})
-    assert limit == measured(pruned(network, layers, counts), example, "parameters")
+    assert limit == measured(pruned(network, example, layers, counts), example, "parameters")
 
 
 def test_what_counts_without_zeros_is_what_flops_and_parameters_say() -> None:
     network, example = built("resnet20")
     layers = layers_of(network, example, "in")
-    small = remove_dead(pruned(network, layers, dict.fromkeys(layers, 5)), example)
+    small = remove_dead(pruned(network, example, layers, dict.fromkeys(layers, 5)), example)
     assert COSTS["flops"](small, example) == COSTS["flops"](small, example.repeat(4, 1, 1, 1)) == flops(small, example)
     assert COSTS["parameters"](small, example) == sum(each.numel() for each in small.parameters())
 
@@ -139,7 +146,7 @@ def test_scale_and_mode_and_batch_of_the_network_do_not_matter() -> None:
     assert all(value.equal(before[name]) for name, value in scaled.state_dict().items())
 
 
-def test_of_equal_groups_the_first_stay_and_zeros_go_first() -> None:
+def test_units_that_die_with_the_groups_count() -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2))
     for layer in network[::2]:
         nn.init.ones_(layer.weight)
@@ -147,18 +154,43 @@ def test_of_equal_groups_the_first_stay_and_zeros_go_first() -> None:
     layers, example = {"2": "weight", "4": "in"}, torch.zeros(1, 3)
     assert within(network, example, layers, {"flops": 18}) == {"2": 16, "4": 4}  # 4 * 3 + 4 + 2: as it is
     assert within(network, example, layers, {"flops": 17}) == {"2": 3, "4": 1}  # 3 * 3 + 3 + 2
-    nn.init.zeros_(network[4].weight)
-    assert within(network, example, layers, {"flops": 1.0}) == {"2": 16, "4": 4}
+
+
+class Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = (nn.Linear(20, 20, bias=False) for _ in range(2))
+        for layer in self.children():
+            nn.init.ones_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + self.other(x)
+
+
+def test_of_equal_layers_the_first_stays_and_a_layer_of_zeros_goes() -> None:
+    network, example, layers = Sum(), torch.zeros(1, 20), {"one": "weight", "other": "weight"}
+    assert within(network, example, layers, {"parameters": 300}) == {"one": 299, "other": 1}
+    assert within(network, example, layers, {"parameters": 403}) == {"one": 400, "other": 3}
+    nn.init.zeros_(network.one.weight)
+    assert within(network, example, layers, {"parameters": 0.5}) == {"one": 1, "other": 200}
+
+
+def test_a_network_that_reads_nothing_is_none() -> None:
+    network, example = built("lenet5")
+    layers = layers_of(network, example, "weight")
+    with pytest.raises(PykdError, match=r"a budget of 10 flops nothing of the network's inputs reaches"):
+        within(network, example, layers, {"flops": 10})
 
 
 def test_all_may_stay_and_one_of_each_has_to() -> None:
     network, example = built("lenet5")
     layers = layers_of(network, example, "in")
-    everything = {name: network.get_submodule(name).weight.shape[1] for name in layers}
+    everything = {name: weight.shape[1] for name, weight in weights_of(network, example).items() if name in layers}
+    assert everything == {"3": 6, "7": 16, "9": 120, "11": 84}
     for number in (1, 1.0, 10**400):
         assert within(network, example, layers, {"parameters": number}) == everything
     least = dict.fromkeys(layers, 1)
-    smallest = measured(pruned(network, layers, least), example, "parameters")
+    smallest = measured(pruned(network, example, layers, least), example, "parameters")
     assert within(network, example, layers, {"parameters": smallest}) == least
     with pytest.raises(PykdError, match=f"budget of {smallest - 1:,} parameters .* the network has {smallest:,}; ask"):
         within(network, example, layers, {"parameters": smallest - 1})
