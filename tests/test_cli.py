@@ -81,6 +81,7 @@ def test_recipes_are_listed():
     result = pykd("recipes")
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines()] == [
+        *(f"cross_distillation-{name}" for name in ("cifar10", "digits", "mnist", "mnist_vgg")),
         *(f"factor_transfer-{name}" for name in ("cifar10", "cifar100", "digits", "mnist")),
         *(f"noisy_teacher-{name}" for name in ("cifar10", "digits", "imagefolder", "mnist", "svhn")),
         "sparse_vd-mnist",

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from test_cli import TINY, pykd
 
-from pykd import report, reproduce
+from pykd import report
+from pykd.reproduce import noisy_teacher
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -75,7 +76,7 @@ def test_commands_run(command, tmp_path, monkeypatch):
 
 def test_every_variant_has_its_command():
     text = " ".join(commands(NOISY_TEACHER))
-    for variant in reproduce.NOISY_TEACHER:
+    for variant in noisy_teacher.VARIANTS:
         for change in variant.changes:
             assert change.partition("=")[0] in text or "kd" in change
 
@@ -86,7 +87,7 @@ def test_reproduced_tables_come_from_the_records(data):
     _, _, rest = NOISY_TEACHER.partition(f"<!-- reproduce: {data} -->\n\n")
     shown, end, _ = rest.partition("\n\n<!-- end -->")
     assert end
-    assert shown == (reproduce.markdown(json.loads(record.read_text())) if record.exists() else "Not measured yet.")
+    assert shown == (noisy_teacher.markdown(json.loads(record.read_text())) if record.exists() else "Not measured yet.")
 
 
 @pytest.mark.parametrize(("name", "page"), COMPARED, ids=[name for name, _ in COMPARED])

@@ -18,11 +18,9 @@ from pykd.methods import _fields, _maps
 from pykd.methods._layers import layers
 from pykd.nn.features import features
 from pykd.ops import distillation_loss
-from pykd.pruning import Prunable, budget, prunable
-from pykd.pruning.budget import within
+from pykd.pruning import Prunable, budget, mask_, prunable, unmask_, within
 from pykd.pruning.following import activations
 from pykd.pruning.layer import Exact, Proximal, Steps, largest
-from pykd.pruning.masks import mask_, unmask_
 from pykd.pruning.reconstruction import Activated, Reconstruction, Term
 from pykd.pruning.rounding import rounded
 from pykd.training import Batch, Method, label_loss, unwrapped

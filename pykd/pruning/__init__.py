@@ -8,8 +8,19 @@
 Linear(in_features=4, out_features=3, bias=True)
 """
 
+from pykd.pruning.budget import within
 from pykd.pruning.flops import flops
 from pykd.pruning.groups import prune_groups_
+from pykd.pruning.masks import mask_, unmask_
 from pykd.pruning.remove_dead import Prunable, prunable, remove_dead
 
-__all__ = ["Prunable", "flops", "prunable", "prune_groups_", "remove_dead"]
+__all__ = [
+    "Prunable",
+    "flops",
+    "mask_",
+    "prunable",
+    "prune_groups_",
+    "remove_dead",
+    "unmask_",
+    "within",
+]

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from pykd.errors import PykdError
 from pykd.ops import block_norms, block_prox_
-from pykd.pruning.reconstruction import Activated, Reconstruction
+from pykd.pruning.reconstruction import TOLERANCE, Activated, Reconstruction
 
 LASSO_PENALTIES, LASSO_STEPS = 40, 200
+ROUGH = 1e-3  # tolerance of rounds that only say what goes next
 NARROWER = 7 / 8  # of the columns are left: then the others are worth taking out
 
 
@@ -134,7 +135,8 @@ class Exact:
             left = kept(step, self.rounds, total, count)
             if left < last:
                 keep = largest(weight, groups, left)
-                weight, last = problem.solve(keep, self.ridge), left
+                tolerance = ROUGH if left > count else TOLERANCE
+                weight, last = problem.solve(keep, self.ridge, weight, tolerance), left
         return weight, keep
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pykd.errors import PykdError
 
 SINGULAR = 1e-13  # of a pivot, beside its column's own square
-TOLERANCE = 1e-9  # of conjugate gradients, beside the first residual
+TOLERANCE = 1e-6  # of conjugate gradients, beside the first residual
 
 
 class Term(NamedTuple):
@@ -93,8 +93,18 @@ class Reconstruction:
             error = (target - mine) * (self._weight.to(seen.dtype) @ (of_teacher - of_student))
             self._parts.append((math.sqrt(weight) * seen, math.sqrt(weight) * error))
         self.outputs += len(self._weight) * of_teacher.shape[1]
-        if 2 * sum(seen.shape[1] for seen, _ in self._parts) >= len(self._a):
+        if 2 * self._places >= len(self._a):
             self._fold()
+
+    @property
+    def _places(self) -> int:
+        """How many of them are not in A, R and c yet."""
+        return sum(seen.shape[1] for seen, _ in self._parts)
+
+    def _few(self) -> tuple[Tensor, Tensor]:
+        """Inputs and errors of all places, where none is in A, R and c yet."""
+        seen, error = zip(*self._parts, strict=True)
+        return torch.cat(seen, 1), torch.cat(error, 1)
 
     def _fold(self) -> None:
         for seen, error in self._parts:
@@ -153,8 +163,8 @@ class Reconstruction:
         gone = torch.ones(len(self._a), dtype=torch.bool, device=columns.device)
         gone[columns] = False
         scale, its = 2 / max(1, self.outputs), self._weight[:, columns].float()
-        if 2 * sum(seen.shape[1] for seen, _ in self._parts) < len(columns) and self._parts:
-            seen, error = (torch.cat(parts, 1) for parts in zip(*self._parts, strict=True))
+        if 2 * self._places < len(columns) and self._parts:
+            seen, error = self._few()
             mine, shift = seen[columns].float(), (error + self._weight[:, gone].to(seen.dtype) @ seen[gone]).float()
             return lambda weight: scale * (((weight - its) @ mine - shift) @ mine.T)
         r = (self.r[:, columns] + self._weight[:, gone] @ self.a[gone][:, columns]).float()
@@ -175,7 +185,9 @@ class Reconstruction:
         products = (mine.T @ mine * self.a).view(count, -1, count, mine.shape[1] // count).sum((1, 3))
         return products, ((self._weight @ self.a + self.r) * mine).sum(0).view(count, -1).sum(1)
 
-    def solve(self, mask: Tensor, ridge: float = 1e-6) -> Tensor:
+    def solve(
+        self, mask: Tensor, ridge: float = 1e-6, start: Tensor | None = None, tolerance: float = TOLERANCE
+    ) -> Tensor:
         r"""The weights that minimise L among those that are zero where ``mask`` is False.
 
         A distance to the teacher's weights, :math:`\rho \lVert W - W^T \rVert^2`, is added, with :math:`\rho` being
@@ -184,6 +196,8 @@ class Reconstruction:
         Args:
             mask: bool, of the weight's shape or another that flattens to the same columns.
             ridge: not negative.
+            start: where conjugate gradients begin, of the mask's shape; None for the teacher's weights.
+            tolerance: they end where every row's residual is this share of its first.
 
         Returns:
             In the dtype of the layer's weight, and the mask's shape.
@@ -191,38 +205,56 @@ class Reconstruction:
         Raises:
             PykdError: the problem has many solutions, which a ridge above 0 tells apart.
 
-        Cost: one factorisation of kept columns x kept columns where all rows keep the same; else conjugate gradients
-        of all rows together, each step a product of out_channels x columns x columns.
+        Cost: where all rows keep the same, one factorisation of kept columns x kept columns, or of places x places
+        where those of few images are less; else conjugate gradients of all rows together, each step a product of
+        out_channels x columns x columns, or of twice places in place of the last.
         """
         keep = mask.flatten(1)
-        rho = ridge * float(self.a.diagonal().mean())
-        a = self.a + rho * torch.eye(len(self.a), dtype=self.a.dtype, device=self.a.device)
-        b = self._weight @ a + self.r
-        kept = keep.any(0).nonzero().flatten()
-        solved = torch.zeros_like(b)
-        same = bool((keep == keep[:1]).all())
+        kept, same = keep.any(0).nonzero().flatten(), bool((keep == keep[:1]).all())
+        few = ridge > 0 and 0 < 2 * self._places < len(self._a)
+        seen, error = (each.double() for each in (self._few() if few else (self.a, self.r)))
+        diagonal = seen.square().sum(1) if few else seen.diagonal()
+        rho = ridge * float(diagonal.mean())
+        solved = torch.where(keep, self._weight, 0)
         if len(kept) and (same or not ridge):
-            factor, failed = torch.linalg.cholesky_ex(a[kept[:, None], kept])
-            if failed or (factor.diagonal().square() < SINGULAR * a.diagonal()[kept]).any():
+            mine = seen[kept] if few else seen[kept[:, None], kept]
+            inner = mine.T @ mine if few else mine.clone()
+            inner.diagonal().add_(rho)
+            factor, failed = torch.linalg.cholesky_ex(inner)
+            if failed or (factor.diagonal().square() < SINGULAR * inner.diagonal()).any():
                 raise PykdError("its least squares have many solutions: take more images, or a ridge above 0")
-            solved[:, kept] = torch.cholesky_solve(b[:, kept].T, factor).T
+            goal = error + (self._weight - solved) @ seen
+            if few:
+                solved[:, kept] += torch.cholesky_solve(goal.T, factor).T @ mine.T
+            else:
+                solved[:, kept] += torch.cholesky_solve(goal[:, kept].T, factor).T
         if not same:
-            solved = _conjugate_gradients(a, b, keep)
+
+            def times(weight: Tensor) -> Tensor:
+                return (weight @ seen @ seen.T if few else weight @ seen) + rho * weight
+
+            begin = torch.where(keep, self._weight if start is None else start.flatten(1).double(), 0)
+            rest = (error @ seen.T if few else error) + times(self._weight - begin)
+            solved = _conjugate_gradients(times, diagonal + rho, begin, rest * keep, keep, tolerance)
         layer: Any = self._layer
         return solved.to(layer.weight.dtype).view_as(mask)
 
 
-def _conjugate_gradients(a: Tensor, b: Tensor, keep: Tensor) -> Tensor:
-    """For each row the x that minimises x a x / 2 - x b among those that are zero where ``keep`` is False."""
-    diagonal = torch.where(a.diagonal() > 0, a.diagonal(), 1)
-    solved, rest = torch.zeros_like(b), b * keep
-    ahead = rest / diagonal
-    direction, size = ahead, (rest * ahead).sum(1, keepdim=True)
-    enough = TOLERANCE**2 * size
-    for _ in range(2 * len(a)):
+def _conjugate_gradients(
+    times: Callable[[Tensor], Tensor], diagonal: Tensor, solved: Tensor, rest: Tensor, keep: Tensor, tolerance: float
+) -> Tensor:
+    """For each row what ``times`` makes its goal of, among what is zero where ``keep`` is False.
+
+    ``solved`` is where it begins, ``rest`` what is then missing from the goal, ``diagonal`` that of ``times``.
+    """
+    diagonal = torch.where(diagonal > 0, diagonal, 1)
+    direction = ahead = rest / diagonal
+    size = (rest * ahead).sum(1, keepdim=True)
+    enough = tolerance**2 * size
+    for _ in range(2 * len(diagonal)):
         if (size <= enough).all():
             break
-        pulled = (direction @ a) * keep
+        pulled = times(direction) * keep
         curvature = (direction * pulled).sum(1, keepdim=True)
         step = torch.where(curvature > 0, size / curvature, 0)
         solved, rest = solved + step * direction, rest - step * pulled

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,7 @@ TEACHER = "teacher"
 SMALLER = (64, 256)  # the lines of error_against_bytes
 CELLS = 128  # of a sparsity map's side, at most
 ACROSS = 4  # panels in a row
+BESIDE = 1.015  # from a network's marks to the next one's, on a logarithmic axis
 # Okabe & Ito's colours, which colour-blind readers can tell, with a mark each for those who see none.
 LOOKS = list(zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"), "osD^vPX", strict=True))
 STYLE = {
@@ -95,6 +97,73 @@ def error_against_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("bytes of the model file")
+        axes.set_ylabel("test error, %")
+        axes.grid(linewidth=0.3, alpha=0.5)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+
+    return _svg((8.0, 4.5), draw)
+
+
+def error_against_k(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
+    """Test error over K, the images of each class that students learn from: a line a network, with its spread.
+
+    Marks are means over the seeds, bars the sample standard deviations; the networks stand a little beside one
+    another, so that no bar hides the next. The teacher's mean error is a level line. Means that span more than a
+    factor of 10, none of them 0, are drawn on a logarithmic axis.
+
+    Args:
+        rows: each with ``name``, ``label`` and ``error``: for each K the errors, as shares, by seed.
+        title: of the figure.
+
+    Returns:
+        An SVG file.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        PykdError: there is no network beside the teacher.
+
+    Example:
+        >>> row = {"name": "student", "label": "student", "error": {"1": {"0": 0.2, "1": 0.3}, "5": {"0": 0.1}}}
+        >>> error_against_k([row], "digits")[:5]
+        b'<?xml'
+    """
+    students = sorted((row for row in rows if row["name"] != TEACHER), key=lambda row: row["name"] != "student")
+    if not students:
+        raise PykdError(f"{title}: there is no network beside the teacher to show")
+    means = {row["name"]: [statistics.fmean(of.values()) for of in row["error"].values()] for row in rows}
+    least, most = min(map(min, means.values())), max(map(max, means.values()))
+
+    def draw(figure: "Figure") -> None:
+        from matplotlib.ticker import LogLocator, NullLocator
+
+        axes = figure.add_subplot()
+        for number, row in enumerate(students):
+            colour, mark = LOOKS[number % len(LOOKS)]
+            by_k = {int(k): list(of.values()) for k, of in row["error"].items()}
+            axes.errorbar(
+                [k * BESIDE ** (number - (len(students) - 1) / 2) for k in by_k],
+                [100 * statistics.fmean(of) for of in by_k.values()],
+                yerr=[100 * statistics.stdev(of) if len(of) > 1 else 0 for of in by_k.values()],
+                fmt=mark,
+                linestyle="-" if number < len(LOOKS) else "--",
+                fillstyle="full" if number < len(LOOKS) else "none",
+                linewidth=0.8,
+                color=colour,
+                capsize=2,
+                label=row["label"],
+            )
+        if TEACHER in means:
+            axes.axhline(100 * statistics.fmean(means[TEACHER]), color="black", linewidth=0.8, label="teacher")
+        ks = sorted({int(k) for row in rows for k in row["error"]})
+        axes.set_xscale("log")
+        axes.set_xticks(ks, [str(k) for k in ks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        if 0 < 10 * least < most:
+            axes.set_yscale("log", subs=())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("K, images of each class")
         axes.set_ylabel("test error, %")
         axes.grid(linewidth=0.3, alpha=0.5)
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))

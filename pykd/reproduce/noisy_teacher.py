@@ -1,4 +1,4 @@
-"""The papers' experiments: the runs that they are, and what the results say beside the papers' claims."""
+"""Sau & Balasubramanian 2016: noise on the teacher, in the forms and against the rivals that the paper has."""
 
 import json
 import statistics
@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from pykd import config as recipes
-from pykd.config import Config, ConfigError
-from pykd.report.tables import interval, percent, ran_with, signed_percent, table
+from pykd.config import Config
+from pykd.report.tables import percent, ran_with, table
+from pykd.reproduce._paper import effect, fewer_epochs, opening, paired, refuse_varied, require_data, verdict
 
+PAPER = "noisy_teacher"
 CLEAN = "clean"  # the runs that train the teachers, the student alone, and the student by clean regression
 BEST = "best"  # stands for the cell with the best held-out accuracy
 NOISE = ("method.alpha=0.8", "method.sigma=0.3")
 CELL = "alpha=0.8,sigma=0.3"  # the one of the grid whose noise the other variants have
 TEACHERS = 3
+SEEDS = 5
 READING = """\
 Mean and sample standard deviation over n seeds. The runs of a seed share teacher, initial weights, batches and held-out
 rows, so they are compared in pairs: in brackets the 95 % interval (Student's t) of the mean difference, which one seed
@@ -81,7 +84,7 @@ def _cell(alpha: float, sigma: float, shape: str) -> Variant:
 
 ALPHAS, SIGMAS = (0.4, 0.8), (0.1, 0.3, 0.9)
 REGRESSION = "method={name: logit_regression}"
-NOISY_TEACHER = [
+VARIANTS = [
     Variant(CLEAN, "clean regression", (REGRESSION, "baselines=[alone]")),
     *(_cell(alpha, sigma, shape) for shape in ("logit", "sample") for alpha in ALPHAS for sigma in SIGMAS),
     Variant(
@@ -106,7 +109,7 @@ NOISY_TEACHER = [
 ]
 _LESS_ERROR = "the best noisy teacher makes fewer errors than clean regression"
 CIFAR10 = ("cifar10", "imagefolder")  # a folder of images is taken for CIFAR-10, as the recipe is
-NOISY_TEACHER_CLAIMS = [
+CLAIMS = [
     Claim(
         _LESS_ERROR, (BEST,), published="up to 11.3 % relative, read as: of the error", figure=0.113, data=("mnist",)
     ),
@@ -135,52 +138,31 @@ NOISY_TEACHER_CLAIMS = [
         ("teachers,clean",),
     ),
 ]
-PAPERS = {"noisy_teacher": (NOISY_TEACHER, NOISY_TEACHER_CLAIMS)}
 QUICK = {CLEAN, CELL, f"{CELL},sample", "noise-on-student"}
 
 
 def runs(
-    paper: str, data: Iterable[str], changes: Sequence[str], *, seeds: int, out: Path, quick: bool = False
+    data: Iterable[str], changes: Sequence[str], *, seeds: int | None, out: Path, quick: bool = False
 ) -> list[tuple[str, Config]]:
-    """Every run's folder below ``out``, without the seed, and settings; the runs that train teachers come first.
+    """See :meth:`pykd.reproduce.Paper.runs`; the runs that train teachers come first.
 
     The others read the teachers' weights from the folders of the first.
 
-    Args:
-        paper: a key of ``PAPERS``.
-        data: names of data sets; each has a recipe ``<paper>-<data>``.
-        changes: assignments for the recipes.
-        seeds: runs of each variant, with the recipe's seed, the next, ...
-        out: folder of all runs.
-        quick: few variants with a tenth of the epochs.
-
-    Raises:
-        ConfigError: unknown paper, data set without a recipe, key or value; a key that the variants set.
-
     Example:
-        >>> [folder for folder, _ in runs("noisy_teacher", ["digits"], [], seeds=1, out=Path("r"), quick=True)][:2]
+        >>> [folder for folder, _ in runs(["digits"], [], seeds=1, out=Path("r"), quick=True)][:2]
         ['digits/clean', 'digits/alpha=0.8,sigma=0.3']
     """
-    for change in changes:
-        key = change.partition("=")[0].strip()
-        if taken := [own for own in RESERVED if f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.")]:
-            raise ConfigError(
-                f"--set {change}: {taken[0]} is what the experiment varies: leave it out, or use pykd compare"
-            )
+    refuse_varied(changes, RESERVED)
+    seeds = seeds or (2 if quick else SEEDS)
     found = []
     for name in data:
-        variants, _ = recipes.choose(PAPERS, paper, "paper")
-        source = f"{paper}-{name}"
-        if source not in recipes.recipes():
-            known = [each.removeprefix(f"{paper}-") for each in recipes.recipes() if each.startswith(f"{paper}-")]
-            raise ConfigError(f"data.name: no recipe of {paper} is for {name!r}; {recipes.nearest(name, known)}")
+        known = [each.removeprefix(f"{PAPER}-") for each in recipes.recipes() if each.startswith(f"{PAPER}-")]
+        require_data(PAPER, name, known)
+        source = f"{PAPER}-{name}"
         first = recipes.load(source, changes)
-        epochs = {
-            role: network.training.epochs for role, network in (("teacher", first.teacher), ("student", first.student))
-        }
-        few = [f"{role}.training.epochs={max(1, count // 10)}" for role, count in epochs.items()] if quick else []
+        few = fewer_epochs(first) if quick else []
         teacher = first.teacher.model_dump(mode="json", exclude={"weights", "training"})
-        for variant in variants:
+        for variant in VARIANTS:
             if variant.name not in QUICK if quick else variant.teachers > seeds:
                 continue
             for number in range(seeds):
@@ -195,63 +177,60 @@ def runs(
     return sorted(found, key=lambda run: not run[0].endswith(f"/{CLEAN}"))
 
 
+def left_out(seeds: int | None, quick: bool) -> str:
+    """See :meth:`pykd.reproduce.Paper.left_out`."""
+    few = not quick and (seeds or SEEDS) < TEACHERS
+    return f"variants with several teachers are left out: they need {TEACHERS} seeds" if few else ""
+
+
 def _teachers(number: int) -> list[int]:
     """The teachers of a seed: its own and two neighbours, the same ones however many seeds there are, from three on."""
     return [number, *([number - 1, number - 2] if number >= 2 else [1 - number, 2])]
 
 
 def record(
-    paper: str,
     finished: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     changes: Sequence[str] = (),
     quick: bool,
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What the finished runs say, as plain data.
+    """See :meth:`pykd.reproduce.Paper.record`; ``data`` holds for each data set the ``rows`` and ``claims``.
 
     A variant is compared with clean regression on the seeds that both have, and so are two variants of a claim:
     the difference of a seed's two errors has a mean, and an interval by Student's t. A relative reduction is both
     divided by the mean error of what is compared with.
-
-    Args:
-        paper: a key of ``PAPERS``.
-        finished: for a folder of ``runs``, the summary of every seed that is finished, with its ``seed``.
-        changes: what the user changed in the recipes.
-        quick: these are quick runs.
-        environment: what they ran with, as in a run folder's ``environment.json``.
-
-    Returns:
-        ``paper``, ``changes``, ``quick``, ``environment`` and ``data``: for each data set the ``rows`` and ``claims``.
     """
     found: dict[str, Any] = {}
     for data in dict.fromkeys(folder.partition("/")[0] for folder in finished):
         rows = []
-        for variant in PAPERS[paper][0]:
+        for variant in VARIANTS:
             if summaries := finished.get(f"{data}/{variant.name}"):
                 if variant.name == CLEAN:
                     rows.append(_row("teacher", "teacher", variant.changes, summaries, "teacher"))
                     rows.append(_row("alone", "student alone", variant.changes, summaries, "alone"))
                 rows.append(_row(variant.name, variant.label, variant.changes, summaries, "student"))
         by_name = {row["name"]: row for row in rows}
-        cells = [by_name[each.name] for each in PAPERS[paper][0] if each.cell and each.name in by_name]
+        cells = [by_name[each.name] for each in VARIANTS if each.cell and each.name in by_name]
         for row in rows:
-            row["fewer_errors"] = _paired([row], [by_name[CLEAN]]) if row["name"] not in (CLEAN, "teacher") else None
+            row["fewer_errors"] = (
+                paired([row["error"]], [by_name[CLEAN]["error"]]) if row["name"] not in (CLEAN, "teacher") else None
+            )
         if cells:
             by_name[BEST] = min(cells, key=lambda row: statistics.fmean(row["holdout_error"].values()))
         claims = []
-        for claim in PAPERS[paper][1]:
+        for claim in CLAIMS:
             sides = [[by_name[name] for name in side if name in by_name] for side in (claim.ours, claim.than)]
             if (claim.data and data not in claim.data) or list(map(len, sides)) != [len(claim.ours), len(claim.than)]:
                 continue
-            ours = _paired(*sides)
+            ours = paired(*([row["error"] for row in side] for side in sides))
             kind = "points" if claim.points else "relative"
-            verdict = "quick: not evidence" if quick else _verdict(ours, kind, claim.figure)
             published = claim.published + (", if the images are CIFAR-10's" if data == "imagefolder" else "")
-            claims.append({"claim": claim.text, "published": published, "kind": kind, "ours": ours, "verdict": verdict})
+            said = verdict(ours, kind, claim.figure, quick=quick)
+            claims.append({"claim": claim.text, "published": published, "kind": kind, "ours": ours, "verdict": said})
         best = by_name[BEST]["name"] if cells else None
-        found[data] = {"recipe": f"{paper}-{data}", "rows": rows, "best": best, "claims": claims}
-    made_of = {"paper": paper, "changes": list(changes), "quick": quick}
+        found[data] = {"recipe": f"{PAPER}-{data}", "rows": rows, "best": best, "claims": claims}
+    made_of = {"paper": PAPER, "changes": list(changes), "quick": quick}
     return {**made_of, "environment": ran_with(environment), "data": found}
 
 
@@ -269,42 +248,6 @@ def _row(
     }
 
 
-def _paired(ours: Sequence[Mapping[str, Any]], than: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """By how much ``ours`` err less than ``than``, each the mean of its rows, over the seeds that all have."""
-    seeds = [seed for seed in ours[0]["error"] if all(seed in row["error"] for row in (*ours, *than))]
-    if not seeds:
-        return None
-    error = [statistics.fmean(row["error"][seed] for row in than) for seed in seeds]
-    less = [
-        each - statistics.fmean(row["error"][seed] for row in ours) for seed, each in zip(seeds, error, strict=True)
-    ]
-    scale = statistics.fmean(error)
-    mean, low_high = interval(less)
-    return {
-        "seeds": len(seeds),
-        "points": mean,
-        "points_interval": low_high,
-        "relative": mean / scale if scale else None,
-        "relative_interval": [each / scale for each in low_high] if scale and low_high else None,
-    }
-
-
-def _verdict(ours: Mapping[str, Any] | None, kind: str, figure: float | None) -> str:
-    if ours is not None and ours[kind] is None:
-        return "open: there are no errors to reduce"
-    if ours is None or ours[f"{kind}_interval"] is None:
-        return "open: an interval needs two seeds"
-    (low, high), mean = ours[f"{kind}_interval"], ours[kind]
-    holds = figure is not None and high >= figure
-    if low <= 0 <= high:
-        return f"no effect seen: the interval holds 0{' and the published figure' if holds else ''}"
-    if high < 0:
-        return "not reached: the opposite is seen"
-    if figure is None or mean >= figure:
-        return "reached"
-    return f"not reached: less is seen{', but the interval holds the figure' if holds else ''}"
-
-
 def markdown(record: Mapping[str, Any]) -> str:
     """The tables of a ``record``: its rows, its claims, and how to read them.
 
@@ -312,11 +255,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     >>> print(markdown(nothing).splitlines()[0])
     pykd 1.0, torch 2.
     """
-    parts = [f"{', '.join(f'{name} {value}' for name, value in record['environment'].items())}.", READING]
-    if record["changes"]:
-        parts.append(f"**Not the recipe's settings:** {', '.join(f'`{change}`' for change in record['changes'])}.")
-    if record["quick"]:
-        parts.append("**quick: not evidence.** A tenth of the epochs and few variants: this shows that all of it runs.")
+    parts = opening(record, READING)
     for data, of in record["data"].items():
         lines = [
             [data, "n", "held-out error, %", "test error, %", "fewer test errors than clean, points", "relative, %"]
@@ -325,20 +264,19 @@ def markdown(record: Mapping[str, Any]) -> str:
             fewer = row["fewer_errors"]
             label = f"**{row['label']}** (best)" if row["name"] == of["best"] else row["label"]
             errors = [percent(list(row[key].values())) for key in ("holdout_error", "error")]
-            lines.append([label, str(len(row["error"])), *errors, _effect(fewer, "points"), _effect(fewer, "relative")])
+            lines.append([label, str(len(row["error"])), *errors, effect(fewer, "points"), effect(fewer, "relative")])
         parts.append(table(lines))
         if not of["claims"]:
             continue
         lines = [[f"claim, on {data}", "published", "here", "verdict"]]
         for claim in of["claims"]:
             unit = {"points": "points", "relative": "% relative"}[claim["kind"]]
-            here = f"{_effect(claim['ours'], claim['kind'])} {unit}"
+            here = f"{effect(claim['ours'], claim['kind'])} {unit}"
             lines.append([claim["claim"], claim["published"], here, claim["verdict"]])
         parts.append(table(lines))
     return "\n\n".join(parts)
 
 
-def _effect(found: Mapping[str, Any] | None, kind: str) -> str:
-    if found is None or found[kind] is None:
-        return ""
-    return signed_percent(found[kind], found[f"{kind}_interval"], digits=2 if kind == "points" else 1)
+def figures(record: Mapping[str, Any]) -> dict[str, bytes]:
+    """See :meth:`pykd.reproduce.Paper.figures`: the tables say it all."""
+    return {}

@@ -1,0 +1,176 @@
+"""What a paper's experiment is, and what the papers' experiments share."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pykd.config import Config, ConfigError, nearest
+from pykd.report.tables import interval, signed_percent
+
+
+class Paper(Protocol):
+    """A module with the experiment of one paper."""
+
+    def runs(
+        self, data: Iterable[str], changes: Sequence[str], *, seeds: int | None, out: Path, quick: bool = False
+    ) -> list[tuple[str, Config]]:
+        """Every run's folder below ``out``, without the seed, and settings.
+
+        Args:
+            data: names of data sets; each has recipes of the paper.
+            changes: assignments for the recipes.
+            seeds: runs of each variant, with the recipe's seed, the next, ...; None for the paper's number.
+            out: folder of all runs.
+            quick: few variants with a tenth of the epochs.
+
+        Raises:
+            ConfigError: a data set without a recipe, an unknown key or value; a key that the experiment varies.
+        """
+        ...
+
+    def left_out(self, seeds: int | None, quick: bool) -> str:
+        """What so few seeds leave out, as a sentence; empty if nothing."""
+        ...
+
+    def record(
+        self,
+        finished: Mapping[str, Sequence[Mapping[str, Any]]],
+        *,
+        changes: Sequence[str] = (),
+        quick: bool,
+        environment: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """What the finished runs say, as plain data.
+
+        Args:
+            finished: for a folder of ``runs``, the summary of every seed that is finished, with its ``seed``.
+            changes: what the user changed in the recipes.
+            quick: these are quick runs.
+            environment: what they ran with, as in a run folder's ``environment.json``.
+
+        Returns:
+            ``paper``, ``changes``, ``quick``, ``environment``, and what the paper's own module says.
+        """
+        ...
+
+    def markdown(self, record: Mapping[str, Any]) -> str:
+        """The tables of a ``record``, and how to read them."""
+        ...
+
+    def figures(self, record: Mapping[str, Any]) -> dict[str, bytes]:
+        """The figures of a ``record``, by the names of their files."""
+        ...
+
+
+def refuse_varied(changes: Iterable[str], varied: Iterable[str]) -> None:
+    """Raises a ``ConfigError`` for an assignment to a key that the experiment itself sets."""
+    for change in changes:
+        key = change.partition("=")[0].strip()
+        if taken := [own for own in varied if f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.")]:
+            raise ConfigError(
+                f"--set {change}: {taken[0]} is what the experiment varies: leave it out, or use pykd compare"
+            )
+
+
+def require_data(paper: str, name: str, known: Iterable[str]) -> None:
+    """Raises a ``ConfigError`` where no recipe of the paper is for the data set ``name``."""
+    known = list(known)
+    if name not in known:
+        raise ConfigError(f"data.name: no recipe of {paper} is for {name!r}; {nearest(name, known)}")
+
+
+def fewer_epochs(config: Config) -> list[str]:
+    """A tenth of the epochs, as assignments.
+
+    >>> from pykd.config import load
+    >>> fewer_epochs(load("noisy_teacher-digits"))
+    ['teacher.training.epochs=6', 'student.training.epochs=12']
+    """
+    networks = {"teacher": config.teacher, "student": config.student}
+    return [f"{role}.training.epochs={max(1, each.training.epochs // 10)}" for role, each in networks.items()]
+
+
+def paired(ours: Sequence[Mapping[str, float]], than: Sequence[Mapping[str, float]]) -> dict[str, Any] | None:
+    """By how much ``ours`` err less than ``than``, over the seeds that all have; None where there is no such seed.
+
+    Args:
+        ours: errors by seed; of several the mean counts.
+        than: the same.
+
+    Returns:
+        ``seeds`` (how many); ``points``, the mean of the differences, and ``relative``, it divided by the mean error
+        of ``than``; ``points_interval`` and ``relative_interval``, their 95 % intervals by Student's t.
+
+    Example:
+        >>> found = paired([{"0": 0.25, "1": 0.5}], [{"0": 0.5, "1": 0.75, "2": 1.0}])
+        >>> found["seeds"], found["points"], found["relative"]
+        (2, 0.25, 0.4)
+    """
+    seeds = [seed for seed in ours[0] if all(seed in errors for errors in (*ours, *than))]
+    if not seeds:
+        return None
+    error = [statistics.fmean(errors[seed] for errors in than) for seed in seeds]
+    less = [each - statistics.fmean(errors[seed] for errors in ours) for seed, each in zip(seeds, error, strict=True)]
+    scale = statistics.fmean(error)
+    mean, low_high = interval(less)
+    return {
+        "seeds": len(seeds),
+        "points": mean,
+        "points_interval": low_high,
+        "relative": mean / scale if scale else None,
+        "relative_interval": [each / scale for each in low_high] if scale and low_high else None,
+    }
+
+
+def verdict(
+    ours: Mapping[str, Any] | None, kind: str = "points", figure: float | None = None, *, quick: bool = False
+) -> str:
+    """What a difference of :func:`paired` says about a claim.
+
+    Args:
+        ours: the difference.
+        kind: ``"points"`` or ``"relative"``.
+        figure: the published one, if there is one.
+        quick: it comes from quick runs.
+
+    Example:
+        >>> verdict({"points": 0.02, "points_interval": [0.01, 0.03]})
+        'reached'
+    """
+    if quick:
+        return "quick: not evidence"
+    if ours is not None and ours[kind] is None:
+        return "open: there are no errors to reduce"
+    if ours is None or ours[f"{kind}_interval"] is None:
+        return "open: an interval needs two seeds"
+    (low, high), mean = ours[f"{kind}_interval"], ours[kind]
+    holds = figure is not None and high >= figure
+    if low <= 0 <= high:
+        return f"no effect seen: the interval holds 0{' and the published figure' if holds else ''}"
+    if high < 0:
+        return "not reached: the opposite is seen"
+    if figure is None or mean >= figure:
+        return "reached"
+    return f"not reached: less is seen{', but the interval holds the figure' if holds else ''}"
+
+
+def effect(found: Mapping[str, Any] | None, kind: str = "points") -> str:
+    """A difference of :func:`paired` as a cell; empty where there is none.
+
+    >>> effect({"points": 0.02, "points_interval": [0.01, 0.03]})
+    '+2.00 [+1.00, +3.00]'
+    """
+    if found is None or found[kind] is None:
+        return ""
+    return signed_percent(found[kind], found[f"{kind}_interval"], digits=2 if kind == "points" else 1)
+
+
+def opening(record: Mapping[str, Any], reading: str) -> list[str]:
+    """The paragraphs before a record's tables: what it ran with, how to read it, and what it is not."""
+    parts = [f"{', '.join(f'{name} {value}' for name, value in record['environment'].items())}.", reading]
+    if record["changes"]:
+        parts.append(f"**Not the recipe's settings:** {', '.join(f'`{change}`' for change in record['changes'])}.")
+    if record["quick"]:
+        parts.append("**quick: not evidence.** A tenth of the epochs and few variants: this shows that all of it runs.")
+    return parts
