@@ -18,18 +18,16 @@ from pykd.methods import _fields, _maps
 from pykd.methods._layers import layers
 from pykd.nn.features import features
 from pykd.ops import distillation_loss
-from pykd.pruning import Prunable, budget, mask_, prunable, unmask_, within
+from pykd.pruning import Prunable, mask_, prunable, unmask_, within
+from pykd.pruning.budget import COSTS, Cost, checked
 from pykd.pruning.following import activations
 from pykd.pruning.layer import Exact, Proximal, Steps, largest
 from pykd.pruning.reconstruction import Activated, Reconstruction, Term
 from pykd.pruning.rounding import rounded
 from pykd.training import Batch, Method, label_loss, unwrapped
 
-COSTS = {
-    **budget.COSTS,
-    "bytes": lambda network, example_input: len(to_bytes(described(network, example_input))),
-}
-ROWS = 128  # images that go through the networks at a time
+ROWS = 128  # images that go through the networks at a time, or fewer
+NUMBERS = 1 << 19  # of the images that go through them at a time
 
 
 @dataclass(frozen=True)
@@ -61,24 +59,27 @@ class CrossDistillation:
         alpha: :math:`\alpha`.
         beta: :math:`\beta`.
         groups: ``"in"`` for input channels, of layers that alone read theirs (a linear layer behind a flattening has
-            the flattened maps' channels); ``"weight"`` for single weights.
+            the flattened maps' channels) and are no 1x1 convolutions; ``"weight"`` for single weights.
         keep: how much of each layer stays: a share in (0, 1]; or for each layer in the order of execution, in a list,
             or for named layers, in a mapping, a share or a number of groups.
         budget: ``{"parameters": x}``, ``{"flops": x}`` or ``{"bytes": x}``, as of :func:`pykd.pruning.budget.within`:
-            what stays of the whole network instead, by the norms of all layers' groups.
+            what stays of the whole network instead, by the norms of all layers' groups in the teacher; bytes are
+            those of a model file, of int8 values with ``int8``.
         linear: prune linear layers, too.
         skip: names of layers that are not pruned; the network's first is not in any case.
         select: ``"norm"``, or for input channels ``"thinet"`` (Luo et al. 2017) or ``"lasso"`` (He et al. 2017).
         solver: ``"exact"`` for least squares; ``"adam"`` for the authors' steps; ``"proximal"`` for the penalty, which
-            alone says then what stays.
+            alone says then what stays of layers whose ``keep`` is not all of them.
         steps: of Adam, for each layer.
         lr: Adam's.
         penalty: :math:`\lambda` of ``"proximal"``.
         ridge: keeps the weights of ``"exact"`` near the teacher's, as of
             :meth:`pykd.pruning.reconstruction.Reconstruction.solve`.
         activation: the distance is that of the outputs after batch normalisation and activation; needs ``"adam"``.
-        int8: the weights of all layers become int8 levels times a scale for each output, chosen under the same
-            distance; ``pykd export --values int8`` stores these very levels. Fine-tuning then leaves weights alone.
+        int8: the weights of all linear layers and ungrouped convolutions that :func:`pykd.pruning.prunable` lists
+            become int8 levels times a scale for each output, chosen under the same distance, with the ridge; ``pykd
+            export --values int8`` stores these very levels, unless an output's largest weight reads a constant.
+            Fine-tuning then leaves these weights alone.
         fine_tune: ``"labels"``, ``"kd"`` (as of :class:`pykd.methods.HintonDistillation`), ``"features"`` (the outputs
             of all pruned layers and of the network follow the teacher's, each mean squared distance divided by the mean
             square) or ``"none"``.
@@ -136,7 +137,11 @@ class CrossDistillation:
         _fields.names("skip", self.skip)
         _check_keep(self.keep)
         if self.budget is not None:
-            budget.checked(self.budget, COSTS)
+            checked(self.budget, self._costs)
+            if not isinstance(self.keep, (int, float)):
+                raise ValueError("budget says what stays of all layers: leave keep out")
+            if self.solver == "proximal":
+                raise ValueError("budget says what stays, and so does the penalty of solver=proximal: give one of them")
         if self.select != "norm" and (self.groups != "in" or self.solver != "exact" or self.objective == "none"):
             raise ValueError(f"select={self.select} is for input channels, with an objective and the exact solver")
         if self.activation and self.solver != "adam":
@@ -162,6 +167,11 @@ class CrossDistillation:
         return self.fine_tune != "none"
 
     @property
+    def _costs(self) -> dict[str, Cost]:
+        values = "int8" if self.int8 else "float32"
+        return {**COSTS, "bytes": lambda network, inputs: len(to_bytes(described(network, inputs, values=values)))}
+
+    @property
     def terms(self) -> list[Term]:
         """The objective's, as of :class:`pykd.pruning.reconstruction.Reconstruction`."""
         if self.objective == "convex":
@@ -174,7 +184,8 @@ class CrossDistillation:
         """The student with the teacher's weights, and masks that keep all of them.
 
         Raises:
-            PykdError: another network than the teacher's, a layer that cannot be pruned, or a list of another length.
+            PykdError: another network than the teacher's, a layer that cannot be pruned, none that can, a list of
+                another length, outputs that cannot be matched, or nothing that is left to be fine-tuned.
         """
         network = copy.deepcopy(student)
         its, mine = (
@@ -189,8 +200,18 @@ class CrossDistillation:
         names = list(whole._plan(network, inputs))
         layers: dict[str, Any] = {name: network.get_submodule(name) for name in names}
         mask_(network, {name: torch.ones_like(each.weight, dtype=torch.bool) for name, each in layers.items()})
-        for layer in layers.values() if self.int8 else ():
+        for layer in layers.values() if self.int8 and self.trains else ():
             layer.parametrizations.weight.original.requires_grad_(False)
+        if self.int8 and self.trains and not any(each.requires_grad for each in network.parameters()):
+            raise PykdError("int8 leaves nothing to be fine-tuned, as no layer has a bias: take fine_tune=none")
+        if self.fine_tune == "features":
+            try:
+                features(network.eval(), inputs.clone(), names)
+            except PykdError as error:
+                raise PykdError(
+                    "fine_tune=features needs all pruned layers' outputs, and other layers write over them: build the "
+                    "network with inplace=False, or take another fine_tune"
+                ) from error
         return _Pruned(network, names)
 
     def start(
@@ -199,14 +220,13 @@ class CrossDistillation:
         """Prunes layer by layer, in place.
 
         Raises:
-            PykdError: a layer whose least squares have many solutions, or of which the penalty leaves nothing.
+            PykdError: a layer whose least squares have many solutions, of which the penalty leaves nothing, or whose
+                weights or inputs are not finite; a budget that cannot be kept.
         """
         assert isinstance(trained, _Pruned)
         network, teacher = trained.network.eval(), teachers[0].eval()
         plan = self._plan(teacher, inputs[:1])
         after = activations(teacher, inputs[:1], list(plan)) if self.activation else {}
-        if not plan:
-            raise PykdError("the network has no layer to prune: linear=true takes linear layers, too")
         for number, (name, (count, shape)) in enumerate(plan.items(), 1):
             if number <= done:
                 continue
@@ -225,12 +245,14 @@ class CrossDistillation:
         self, name: str, count: int, weight: Tensor, network: nn.Module, teacher: nn.Module, inputs: Tensor, after: Any
     ) -> tuple[Tensor, Tensor]:
         """A layer's weight, and its mask."""
+        if not weight.isfinite().all():
+            raise PykdError("its weights are not finite: take another teacher")
         if self.objective == "none":
             keep = largest(weight, self.groups, count)
             return torch.where(keep, weight, 0), keep
         layer = teacher.get_submodule(name)
         problem: Any = Reconstruction(layer, self.terms) if after is None else Activated(layer, self.terms, after)
-        for rows in torch.split(inputs, ROWS):
+        for rows in torch.split(inputs, min(ROWS, max(1, NUMBERS // inputs[0].numel()))):
             problem.add(_inputs(teacher, name, rows), _inputs(network, name, rows))
         total = weight.shape[1] if self.groups == "in" else weight.numel()
         solver: Any = {
@@ -243,7 +265,7 @@ class CrossDistillation:
             weight, keep = solver(problem, weight, self.groups, count)
         elif self.solver != "adam":
             weight = problem.solve(keep, self.ridge)
-        return (rounded(problem, weight) if self.int8 else weight), keep
+        return (rounded(problem, weight, self.ridge) if self.int8 else weight), keep
 
     def _plan(self, network: nn.Module, inputs: Tensor) -> dict[str, tuple[int, torch.Size]]:
         """How many groups stay of each layer, in the order of execution, and its weight's shape by input channels."""
@@ -263,6 +285,8 @@ class CrossDistillation:
             for name in keep:
                 if why[name]:
                     raise PykdError(f"keep: layer {name} cannot be pruned: {why[name]}")
+        elif not chosen and (not self.int8 or self.budget is not None):
+            raise PykdError("the network has no layer to prune: linear=true takes linear layers, too")
         elif isinstance(self.keep, Sequence):
             if len(self.keep) != len(chosen):
                 raise PykdError(
@@ -273,7 +297,7 @@ class CrossDistillation:
         else:
             keep = dict.fromkeys(chosen, float(self.keep))
         if self.budget is not None:
-            keep = dict(within(network, inputs, dict.fromkeys(chosen, self.groups), self.budget, COSTS))
+            keep = dict(within(network, inputs, dict.fromkeys(chosen, self.groups), self.budget, self._costs))
         counts = {name: _count(name, each, totals[name]) for name, each in keep.items()}
         return {
             name: (counts.get(name, totals[name]), weights[name].shape)
@@ -367,16 +391,27 @@ class _Pruned(nn.Module):
         return self
 
 
+class _Reached(Exception):  # noqa: N818  # it is no error
+    """The pass came to the layer, with what that reads."""
+
+
 @torch.no_grad()
 def _inputs(network: nn.Module, name: str, rows: Tensor) -> Tensor:
-    """What the layer reads when the network is given these rows."""
-    found: list[Tensor] = []
-    hook = network.get_submodule(name).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].clone()))
+    """What the layer reads when the network is given these rows; the pass ends there."""
+
+    def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not inputs[0].isfinite().all():
+            raise PykdError("its inputs are not finite: take another teacher, or other images")
+        raise _Reached(inputs[0])
+
+    hook = network.get_submodule(name).register_forward_pre_hook(stop)
     try:
-        network(rows)
+        network(rows.clone())  # which it may change
+    except _Reached as reached:
+        return reached.args[0]
     finally:
         hook.remove()
-    return found[0]
+    raise PykdError("the network does not call it")
 
 
 def _check_keep(keep: object) -> None:
@@ -386,6 +421,8 @@ def _check_keep(keep: object) -> None:
         raise ValueError(f"keep should be a share in (0, 1], a list or a mapping of layers, got {keep!r}")
     each = keep.items() if isinstance(keep, Mapping) else enumerate(keep)
     for name, value in each:
+        if isinstance(keep, Mapping) and not isinstance(name, str):
+            raise ValueError(f"keep: names of layers should be words, got {name!r}: write it in quotes")
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not whole and not (isinstance(value, float) and 0 < value <= 1):
             raise ValueError(f"keep: {name} should have a share in (0, 1] or a whole number, got {value!r}")

@@ -24,6 +24,7 @@ def activations(model: nn.Module, example_input: Tensor, names: Sequence[str]) -
         PykdError: as there.
 
     Example:
+        >>> import torch
         >>> network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
         >>> found = activations(network, torch.zeros(1, 2), ["0", "2"])
         >>> found["0"](torch.tensor([[-1.0, 1.0]])), found["2"](torch.tensor([[-1.0]]))

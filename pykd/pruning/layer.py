@@ -12,7 +12,7 @@ from pykd.ops import block_norms, block_prox_
 from pykd.pruning.reconstruction import TOLERANCE, Activated, Reconstruction
 
 LASSO_PENALTIES, LASSO_STEPS = 40, 200
-ROUGH = 1e-3  # tolerance of rounds that only say what goes next
+ROUGH = 1e-2  # tolerance of rounds that only say what goes next
 NARROWER = 7 / 8  # of the columns are left: then the others are worth taking out
 
 
@@ -110,16 +110,16 @@ def lasso(problem: Reconstruction, weight: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Exact:
-    """The least squares of the weights that are left, in every one of ``rounds`` in which some groups go.
+    """The least squares of the weights that are left, in every one of ``rounds`` in which as many groups go.
 
     Args:
-        rounds: groups go in the first third of them.
+        rounds: their number.
         ridge: as of :meth:`Reconstruction.solve`.
         select: by what groups stay: ``"norm"``, their size round by round; ``"thinet"`` or ``"lasso"``, for input
             channels, at once.
     """
 
-    rounds: int = 12
+    rounds: int = 20
     ridge: float = 1e-6
     select: str = "norm"
 
@@ -132,7 +132,7 @@ class Exact:
         total = weight.shape[1] if groups == "in" else weight.numel()
         last, keep = total, torch.ones_like(weight, dtype=torch.bool)
         for step in range(1, self.rounds + 1):
-            left = kept(step, self.rounds, total, count)
+            left = kept(step, 3 * self.rounds, total, count)
             if left < last:
                 keep = largest(weight, groups, left)
                 tolerance = ROUGH if left > count else TOLERANCE
@@ -161,7 +161,7 @@ class Steps:
         """The pruned weight, and its mask."""
         inputs = weight.shape[1]
         total = last = inputs if groups == "in" else weight.numel()
-        mine = weight.flatten(1).clone()
+        mine = weight.flatten(1).to(torch.float32, copy=True)
         columns = torch.arange(mine.shape[1], device=weight.device)
         keep = torch.ones_like(mine, dtype=torch.bool)
         first, second = torch.zeros_like(mine), torch.zeros_like(mine)
@@ -185,7 +185,7 @@ class Steps:
                 mine, first, second = mine[:, stay], first[:, stay], second[:, stay]
                 slope = problem.slope(columns)
         pruned, mask = torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool)
-        pruned.flatten(1)[:, columns], mask.flatten(1)[:, columns] = mine, keep
+        pruned.flatten(1)[:, columns], mask.flatten(1)[:, columns] = mine.to(weight.dtype), keep
         return pruned, mask
 
 
@@ -213,7 +213,7 @@ class Proximal:
         Raises:
             PykdError: the penalty leaves nothing.
         """
-        step = problem.outputs / (2 * float(problem.a.abs().sum(1).max().clamp_min(torch.finfo(torch.float64).tiny)))
+        step = problem.outputs / (2 * float(problem.a.abs().sum(1).max().clamp_min(1e-30)))
         at, ahead, momentum = weight, weight, 1.0
         for _ in range(self.steps):
             last, at = at, ahead - step * problem.gradient(ahead)
@@ -224,5 +224,5 @@ class Proximal:
         if groups == "in":
             keep = whole_channels(keep.view(*at.shape[:2], -1).any(2).any(0), at)
         if not keep.any():
-            raise PykdError(f"a penalty of {self.penalty:g} leaves nothing of it: take a smaller one")
+            raise PykdError(f"a penalty of {self.penalty:g} leaves nothing of it: take a smaller one, or skip it")
         return problem.solve(keep, self.ridge), keep

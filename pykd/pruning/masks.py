@@ -74,8 +74,8 @@ def unmask_(network: nn.Module) -> None:
     >>> layer = nn.Linear(2, 1)
     >>> mask_(layer, {"": torch.tensor([[True, False]])})
     >>> unmask_(layer)
-    >>> layer.weight[0, 1].item(), list(layer.state_dict())
-    (0.0, ['weight', 'bias'])
+    >>> layer.weight[0, 1].item(), sorted(layer.state_dict())
+    (0.0, ['bias', 'weight'])
     """
     for layer in list(network.modules()):
         if masked(layer):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pykd.errors import PykdError
 
 SINGULAR = 1e-13  # of a pivot, beside its column's own square
-TOLERANCE = 1e-6  # of conjugate gradients, beside the first residual
+TOLERANCE = 1e-5  # of conjugate gradients, beside the first residual
 
 
 class Term(NamedTuple):
@@ -214,7 +214,7 @@ class Reconstruction:
         few = ridge > 0 and 0 < 2 * self._places < len(self._a)
         seen, error = (each.double() for each in (self._few() if few else (self.a, self.r)))
         diagonal = seen.square().sum(1) if few else seen.diagonal()
-        rho = ridge * float(diagonal.mean())
+        rho = ridge * (float(diagonal.mean()) or 1.0)
         solved = torch.where(keep, self._weight, 0)
         if len(kept) and (same or not ridge):
             mine = seen[kept] if few else seen[kept[:, None], kept]
@@ -300,8 +300,8 @@ class Activated:
         shape = layer.weight.shape
 
         def gradient(weight: Tensor) -> Tensor:
-            whole = weight.new_zeros(len(weight), math.prod(shape[1:]))
-            whole[:, columns] = weight
+            whole = layer.weight.new_zeros(len(weight), math.prod(shape[1:]))
+            whole[:, columns] = weight.to(whole.dtype)
             whole.requires_grad_()
             total = torch.zeros_like(weight)
             for part in self._parts:

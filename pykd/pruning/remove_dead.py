@@ -94,6 +94,8 @@ def _followable(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
 
 def _flattens(node: fx.Node) -> bool:
     """Whether the node keeps the first dimension and makes one of all others."""
+    if not node.args:
+        return False
     inside, outside = node.args[0].meta["shape"], node.meta["shape"]  # type: ignore[union-attr]
     return inside is not None and len(inside) >= 2 and outside == (inside[0], math.prod(inside[1:]))
 
@@ -194,7 +196,9 @@ class _Channels:
             return self._added(node)
         if kind in CONCATENATIONS:
             return self._concatenated(node)
-        if shape is None or len(node.all_input_nodes) != 1 or node.all_input_nodes[0] is not node.args[0]:
+        if shape is None or len(node.all_input_nodes) != 1 or not node.args:
+            return None
+        if node.all_input_nodes[0] is not node.args[0]:
             return None
         if layer is not None and (layer._forward_hooks or layer._forward_pre_hooks or self._shared(layer)):
             return None

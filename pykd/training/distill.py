@@ -297,13 +297,17 @@ def _accelerator(device: str | None) -> Accelerator:
         raise PykdError(f"an Accelerator of this process stands in the way: {error}") from error
 
 
+def _device(module: nn.Module) -> torch.device:
+    return next((value.device for value in module.state_dict().values()), torch.device("cpu"))
+
+
 def _build(network: Network, name: str, seed: int, inputs: Tensor) -> tuple[nn.Module, Tensor]:
     """The module, and the logits it gives: the first call also gives lazy layers their shapes."""
     set_seed(derive(seed, "initial", name) % 2**32)
     module = network if isinstance(network, nn.Module) or not callable(network) else network()
     if not isinstance(module, nn.Module):
         raise PykdError(f"{name} should be a module or a function that makes one, got {type(module).__name__}")
-    device = next((value.device for value in module.state_dict().values()), torch.device("cpu"))
+    device = _device(module)
     module.eval()
     with torch.no_grad():
         try:
@@ -377,7 +381,7 @@ def _plan(
         converting = how if isinstance(how, Converting) else None
         if converting is not None:
             given = {"first": first_of[name]} if name in first_of else {}
-            converting.prepare(networks[name], list(modules.values()), inputs, **given)
+            converting.prepare(networks[name], list(modules.values()), inputs.to(_device(student_module)), **given)
         stages.append(
             Stage(name, networks[name], how.loss, training, "student", sources[1], converting, first=first_of.get(name))
         )

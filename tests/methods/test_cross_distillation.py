@@ -270,7 +270,10 @@ def test_a_run_goes_on_between_two_layers_with_the_same_bits(tmp_path: Path, mon
         ({"keep": []}, "keep should be a share"),
         ({"keep": [0.5, 0]}, "keep: 1 should have"),
         ({"keep": {"3": float("nan")}}, "keep: 3 should have"),
+        ({"keep": {3: 0.5}}, "keep: names of layers should be words, got 3: write it in quotes"),
         ({"budget": {"stars": 1}}, "budget should be"),
+        ({"budget": {"flops": 0.5}, "keep": [0.5]}, "budget says what stays of all layers: leave keep out"),
+        ({"budget": {"flops": 0.5}, "solver": "proximal"}, "budget says what stays, and so does the penalty"),
         ({"ridge": -1}, "ridge should be"),
         ({"select": "thinet", "groups": "weight"}, "select=thinet is for input channels"),
         ({"activation": True}, "take solver=adam"),
@@ -312,11 +315,118 @@ class Shared(nn.Module):
         ({"keep": [0.5, 0.5, 0.5], "groups": "weight"}, "keep has 3 entries for 1 layers: give one for each of both"),
         ({"skip": ["hed"], "linear": True}, "skip: there is no layer 'hed'; did you mean 'head'?"),
         ({}, "no layer to prune"),
+        ({"budget": {"flops": 0.5}}, "no layer to prune"),
     ],
 )
 def test_layers_that_cannot_be_pruned_are_named(method: dict[str, Any], words: str) -> None:
     with pytest.raises(PykdError, match=re.escape(words)):
         compressed(CrossDistillation(**method), Shared().eval())
+
+
+def test_a_network_without_a_layer_to_prune_is_refused_before_a_run() -> None:
+    with pytest.raises(PykdError, match="no layer to prune"):
+        CrossDistillation().prepare(Shared(), [Shared()], INPUTS[:1])
+
+
+@pytest.mark.parametrize("groups", ["in", "weight"])
+@pytest.mark.parametrize("how", [{}, {"solver": "adam", "steps": 30}, {"int8": True}, {"objective": "none"}])
+def test_a_teacher_that_is_not_finite_is_refused_by_the_layer(groups: str, how: dict[str, Any]) -> None:
+    method = CrossDistillation(groups=groups, **how)
+    for name, words in (("3.weight", "its weights are"), ("1.bias", "its inputs are")):
+        teacher = network()
+        teacher.get_parameter(name).data.view(-1)[0] = float("nan")
+        if (name, method.objective) == ("1.bias", "none"):  # which needs no inputs
+            continue
+        with pytest.raises(PykdError, match=f"layer 3: {words} not finite"):
+            compressed(method, teacher)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"groups": "weight"}, {"select": "thinet"}, {"select": "lasso"}, {"int8": True}, {"solver": "adam"}],
+    ids=str,
+)
+def test_where_no_image_reaches_a_layer_it_keeps_the_teachers_weights(how: dict[str, Any]) -> None:
+    teacher = network()
+    for parameter in teacher[1].parameters():
+        nn.init.zeros_(parameter)
+    student = compressed(CrossDistillation(**how), teacher)
+    mine, its = (each[3].weight.detach() for each in (student, teacher))  # type: ignore[index]
+    left = mine != 0
+    assert 420 <= left.sum() <= 432
+    size = its.flatten(1).abs().amax(1).view(-1, 1, 1, 1) / 127 if "int8" in how else torch.full_like(its[:, :1], 1e-6)
+    assert ((mine - its).abs() <= 0.51 * size)[left].all()
+
+
+def test_a_penalty_on_a_layer_that_no_image_reaches() -> None:
+    teacher = network()
+    for parameter in teacher[1].parameters():
+        nn.init.zeros_(parameter)
+    with pytest.raises(PykdError, match=r"layer 3: a penalty of 0\.001 leaves nothing of it"):
+        compressed(CrossDistillation(solver="proximal"), teacher)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("groups", ["in", "weight"])
+@pytest.mark.parametrize("how", METHODS.values(), ids=METHODS)
+def test_networks_of_other_dtypes(groups: str, how: dict[str, Any], dtype: torch.dtype) -> None:
+    method = dataclasses.replace(CrossDistillation(groups=groups, **how), steps=60)
+    teacher = network()
+    expected = compressed(method, teacher)(INPUTS)
+    student = compressed(method, teacher.to(dtype), INPUTS.to(dtype))
+    torch.testing.assert_close(student(INPUTS.to(dtype)).float(), expected, rtol=0.05, atol=0.05)
+
+
+class Changing(nn.Module):
+    """A network that changes the images it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs.mul_(1.5))  # type: ignore[no-any-return]
+
+
+def test_a_network_that_changes_its_inputs() -> None:
+    inputs = INPUTS.clone()
+    compressed(CrossDistillation(), Changing().eval(), inputs)
+    assert inputs.equal(INPUTS)
+
+
+def in_place(bias: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, bias=bias), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, bias=bias), nn.ReLU(inplace=True),
+        nn.Flatten(), nn.Linear(64, 4, bias=bias),
+    )  # fmt: skip
+
+
+def test_outputs_that_are_written_over_cannot_be_matched() -> None:
+    teacher = in_place(True)
+    student = compressed(CrossDistillation(), teacher)
+    torch.testing.assert_close(remove_dead(student, INPUTS[:1])(INPUTS), student(INPUTS))
+    with pytest.raises(PykdError, match="build the network with inplace=False"):
+        compressed(CrossDistillation(fine_tune="features"), teacher)
+
+
+def test_int8_of_a_network_without_biases_is_not_fine_tuned() -> None:
+    networks: dict[str, Any] = {"teacher": lambda: in_place(False), "student": lambda: in_place(False)}
+    assert train(CrossDistillation(int8=True, fine_tune="none"), **networks).summary["rows"][-1]["accuracy"] > 0.25
+    with pytest.raises(PykdError, match="int8 leaves nothing to be fine-tuned"):
+        train(CrossDistillation(int8=True), **networks)
+
+
+def test_a_budget_of_bytes_counts_int8_where_that_is_asked_for() -> None:
+    teacher = network()
+
+    def size(of: nn.Module, values: str) -> int:
+        file = pykd.deploy.tracing.described(of, INPUTS[:1], values=values)
+        return len(pykd.deploy.model_file.to_bytes(file))
+
+    limit = size(teacher, "int8") - 200
+    student = compressed(CrossDistillation(budget={"bytes": limit}, int8=True, linear=True), teacher)
+    assert limit - 400 < size(student, "int8") <= limit
 
 
 def test_singular_least_squares_name_the_layer() -> None:
@@ -372,3 +482,19 @@ def test_the_feature_loss_is_relative_and_zero_for_the_teacher() -> None:
 
 def test_settings_are_plain_data() -> None:
     assert json.loads(json.dumps(dataclasses.asdict(KNOWN)))["objective"] == "convex"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("solver", ["exact", "adam", "proximal"])
+@pytest.mark.parametrize("groups", ["in", "weight"])
+def test_a_run_on_the_gpu_prunes_as_on_the_cpu(groups: str, solver: str) -> None:
+    method = CrossDistillation(groups=groups, solver=solver, steps=300, linear=True, penalty=1e-2)
+    here, there = (train(method, device=device).student for device in ("cpu", "cuda"))
+    assert all(value.is_cuda for value in there.parameters())
+    if solver != "proximal":
+        assert kept(here) == kept(there)
+    method = dataclasses.replace(method, fine_tune="none")
+    teacher = network()
+    ours, theirs = compressed(method, teacher), compressed(method, copy.deepcopy(teacher).cuda(), INPUTS.cuda()).cpu()
+    assert distance(theirs, teacher) < 1.5 * distance(ours, teacher) + 1e-6

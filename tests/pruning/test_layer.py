@@ -1,6 +1,8 @@
 """One layer's pruning: which groups stay, and what becomes of their weights."""
 
+import importlib.util
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +50,23 @@ def test_steps_are_those_of_torchs_adam() -> None:
         leaf.grad = found.gradient(leaf)
         adam.step()
     torch.testing.assert_close(pruned, leaf.detach())
+
+
+def test_steps_are_those_of_the_convolutions_written_plainly() -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "plain_steps.py"
+    spec: Any = importlib.util.spec_from_file_location("plain_steps", path)
+    plain = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plain)
+    layer, _ = problem()
+    teacher = torch.randn(16, 8, 6, 6)
+    student = teacher + 0.1 * torch.randn_like(teacher)
+    found = Reconstruction(layer, [Term(0.6, 1.0, 1.0), Term(0.4, 0.0, 0.0)])
+    found.add(teacher, student)
+    pruned, keep = Steps(steps=300, lr=2e-3)(found, layer.weight.detach(), "in", 4)
+    expected, its = plain.plain_steps(layer, teacher, student, 4, steps=300, lr=2e-3)
+    assert keep.equal(its)
+    assert found.loss(pruned) == pytest.approx(found.loss(expected), rel=1e-3)
+    torch.testing.assert_close(pruned, expected, rtol=1e-2, atol=1e-3)
 
 
 def test_steps_reach_the_exact_solution_of_their_mask() -> None:
@@ -105,6 +124,21 @@ def test_lasso_finds_the_channels_that_matter() -> None:
     assert lasso(found, layer.weight.detach(), 3).equal(expected)
     assert thinet(found, layer.weight.detach(), 3).equal(expected)
     assert lasso(found, layer.weight.detach(), 5).sum() == 5
+
+
+@pytest.mark.parametrize("groups", ["in", "weight"])
+def test_the_exact_solution_of_few_images_is_that_of_their_products(groups: str) -> None:
+    """Of one image the inputs are kept; of as many zeros beside it, there is a Gram matrix."""
+    layer, _ = problem()
+    teacher = torch.randn(1, 8, 4, 4)
+    student = teacher + 0.1 * torch.randn_like(teacher)
+    few, many = (Reconstruction(layer, [Term(1.0, 1.0, 0.2)]) for _ in range(2))
+    few.add(teacher, student)
+    many.add(*(torch.cat([each, torch.zeros(15, 8, 4, 4)]) for each in (teacher, student)))
+    assert few._parts and not many._parts
+    (pruned, keep), (expected, its) = (Exact()(each, layer.weight.detach(), groups, 4) for each in (few, many))
+    assert keep.equal(its)
+    torch.testing.assert_close(pruned, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("select", ["thinet", "lasso"])

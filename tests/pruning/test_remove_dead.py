@@ -461,6 +461,13 @@ class Sizes(Twice):
         return self.out(self.two(y / y.shape[1]))
 
 
+class Keywords(Twice):
+    """Inputs by name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.two(input=torch.flatten(input=self.one(x), start_dim=1)).relu())
+
+
 class Defaults(Twice):
     def forward(self, x: Tensor, mask: Tensor | None = None, *, deep: bool = False) -> Tensor:
         y = self.two(x) if deep or mask is not None else self.two(self.one(x))
@@ -510,6 +517,7 @@ def hooked() -> nn.Module:
         (Functional, [4, 4, 2]),
         (Overwritten, [2, 4, 2]),
         (Sizes, [4, 2, 2]),
+        (Keywords, [4, 4, 2]),
         (Defaults, [2, 2, 2]),
         (Partly, [4, 2, 2]),
         (Dropped, [2, 4, 2]),

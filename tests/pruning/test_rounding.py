@@ -46,3 +46,19 @@ def test_where_inputs_say_nothing_it_is_the_nearest() -> None:
     weight = layer.weight.detach()
     torch.testing.assert_close(rounded(found, weight), nearest(weight))
     assert not rounded(found, torch.zeros(3, 4)).any()
+
+
+def test_a_ridge_keeps_what_few_inputs_say_little_about_near_the_nearest() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 6)
+    found = Reconstruction(layer, [Term(1.0, 1.0, 1.0)])
+    inputs = torch.randn(3, 8) * torch.tensor([1.0] * 7 + [1e-3])
+    found.add(inputs, inputs)
+    weight, other = layer.weight.detach(), torch.randn(200, 8)
+    near = nearest(weight)
+
+    def moved(ridge: float) -> float:
+        return float((other @ (rounded(found, weight, ridge) - weight).T).square().mean())
+
+    assert moved(1e-2) < 0.5 * moved(0.0)
+    assert found.loss(rounded(found, weight, 1e-2)) < found.loss(near)
