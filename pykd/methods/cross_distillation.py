@@ -51,7 +51,7 @@ class CrossDistillation:
 
     The student's network is the teacher's. The paper prunes by a penalty and its authors' code by keeping the largest
     groups on a schedule, without one; both are here. It has the activation in the plain distance, its code nowhere.
-    Which :math:`\alpha` and :math:`\beta` it used is not found anywhere, nor are its tables.
+    Which :math:`\alpha` and :math:`\beta` it used is not found anywhere, nor are its tables: these are ours.
 
     Args:
         objective: ``"convex"``, ``"soft"``, ``"plain"`` or ``"none"``.
@@ -102,7 +102,7 @@ class CrossDistillation:
     objective: str = "convex"
     mu: float = 0.6
     alpha: float = 0.9
-    beta: float = 0.5
+    beta: float = 0.7
     groups: str = "in"
     keep: Any = 0.5
     budget: Mapping[str, float] | None = None
@@ -361,6 +361,7 @@ class CrossDistillation:
             "fine_tune": dataclasses.replace(alone, fine_tune=trained),
             "features": dataclasses.replace(alone, fine_tune="features"),
             "layerwise": dataclasses.replace(self, objective="plain", select="norm"),
+            "convex": crossed,
             "correction": dataclasses.replace(crossed, mu=1.0),
             "imitation": dataclasses.replace(crossed, mu=0.0),
             "soft": dataclasses.replace(self, objective="soft"),
