@@ -16,6 +16,7 @@ from pykd.deploy.tracing import described
 from pykd.errors import PykdError
 from pykd.methods import _fields, _maps
 from pykd.methods._layers import layers
+from pykd.methods.comparisons import comparisons
 from pykd.nn.features import features
 from pykd.ops import distillation_loss
 from pykd.pruning import Prunable, mask_, prunable, unmask_, within
@@ -350,13 +351,15 @@ class CrossDistillation:
 
     def comparisons(self) -> dict[str, Method]:
         """Pruning by size alone, without and with training, layer-wise distillation without crossing, and the crossed
-        variants; for input channels also ThiNet and channel pruning, whose weights are solved like all others."""
+        variants; for input channels also ThiNet and channel pruning, whose weights are solved like all others; and the
+        plain ways to train such a network anew."""
         trained = self.fine_tune if self.trains else "kd"
         alone = dataclasses.replace(
             self, objective="none", select="norm", solver="exact", activation=False, int8=False, fine_tune="none"
         )
         crossed = dataclasses.replace(self, objective="convex")
-        found = {
+        found: dict[str, Method] = {
+            **comparisons(),
             "magnitude": alone,
             "fine_tune": dataclasses.replace(alone, fine_tune=trained),
             "features": dataclasses.replace(alone, fine_tune="features"),
@@ -370,7 +373,7 @@ class CrossDistillation:
             plain = dataclasses.replace(self, objective="plain", solver="exact", activation=False)
             found["thinet"] = dataclasses.replace(plain, select="thinet")
             found["channel_pruning"] = dataclasses.replace(plain, select="lasso")
-        return dict(found)
+        return found
 
 
 class _Pruned(nn.Module):

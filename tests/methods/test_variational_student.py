@@ -124,7 +124,7 @@ def test_without_its_terms_it_is_the_simpler_method_bit_for_bit() -> None:
     silent = batch(teach=lambda: pytest.fail("asked the teacher"))
     assert nothing.loss(trained, silent).equal(StudentAlone().loss(student, silent))
     assert not variational_layers(trained)
-    assert (method.keep, VariationalStudent().keep) == ("best", "last")
+    assert (method.keep_epoch, VariationalStudent().keep_epoch) == ("best", "last")
 
 
 def test_a_stronger_teacher_leaves_the_loss_of_kd_and_sparse_vd() -> None:
