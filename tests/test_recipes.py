@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from test_cli import pykd
 
 
@@ -64,3 +65,22 @@ def test_factor_transfer(cifar10_folder: Path, tmp_path: Path) -> None:
     losses = {row["stage"]: row["loss"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())}
     assert list(losses) == ["teacher", "paraphraser", "ft_kd", "student"]
     assert all(0 < loss < 1e3 for loss in losses.values())
+
+
+@pytest.mark.parametrize("groups", ["in", "weight"])
+def test_cross_distillation(cifar10_folder: Path, tmp_path: Path, groups: str) -> None:
+    """VGG-16 an eighth as wide, few of the authors' steps."""
+    rows, _ = distilled(
+        "cross_distillation-cifar10",
+        tmp_path / "run",
+        f"data={{name: imagefolder, root: {cifar10_folder}, per_class: 2, augment: crop_flip}}",
+        "teacher={name: vgg16, width: 0.125, training: {epochs: 1, batch_size: 64, lr: 1e-3}}",
+        "student={name: vgg16, width: 0.125, training: {epochs: 1, batch_size: 64, lr: 1e-5}}",
+        f"method.groups={groups}",
+        "method.steps=30",
+    )
+    for name in ("magnitude", "layerwise", "soft", "student"):
+        layers = list(rows[name]["facts"]["layers"].values())
+        assert layers[0]["sparsity"] == layers[-1]["sparsity"] == 0  # the first convolution, the linear layer
+        assert all(each["sparsity"] == 0.5 for each in layers[1:-1])
+    assert rows["student"]["file_bytes"] < 0.6 * rows["teacher"]["file_bytes"]

@@ -16,9 +16,8 @@ from pykd.deploy.tracing import described
 from pykd.errors import PykdError
 from pykd.methods import _fields, _maps
 from pykd.methods._layers import layers
-from pykd.methods.comparisons import comparisons
+from pykd.methods.comparisons import HintonDistillation, comparisons
 from pykd.nn.features import features
-from pykd.ops import distillation_loss
 from pykd.pruning import Prunable, mask_, prunable, unmask_, within
 from pykd.pruning.budget import COSTS, Cost, checked
 from pykd.pruning.following import activations
@@ -326,14 +325,7 @@ class CrossDistillation:
         if self.fine_tune == "labels":
             return label_loss(student, batch)
         if self.fine_tune == "kd":
-            taught = batch.mean_teacher_logits
-            return distillation_loss(
-                student(batch.inputs),
-                taught,
-                batch.labels,
-                temperature=self.temperature,
-                hard_weight=self.hard_weight,
-            )
+            return HintonDistillation(self.temperature, self.hard_weight).loss(student, batch)
         trained = unwrapped(student)
         assert isinstance(trained, _Pruned)
         taught, its = _maps.of_teacher(batch, trained.names)

@@ -51,13 +51,12 @@ def whole_channels(keep: Tensor, weight: Tensor) -> Tensor:
     return keep.view(1, -1, *[1] * (weight.dim() - 2)).expand_as(weight).contiguous()
 
 
-def kept(step: int, steps: int, groups: int, count: int) -> int:
-    """How many groups stay in step ``step`` of ``steps``: linearly from all down to ``count`` in the first third.
+def kept(step: int, fall: int, groups: int, count: int) -> int:
+    """How many groups stay in step ``step``: linearly from all down to ``count`` in step ``fall``.
 
-    >>> [kept(step, 9, 8, 2) for step in range(5)]
+    >>> [kept(step, 3, 8, 2) for step in range(5)]
     [8, 6, 4, 2, 2]
     """
-    fall = max(1, steps // 3)
     return count + (groups - count) * max(0, fall - step) // fall
 
 
@@ -132,7 +131,7 @@ class Exact:
         total = weight.shape[1] if groups == "in" else weight.numel()
         last, keep = total, torch.ones_like(weight, dtype=torch.bool)
         for step in range(1, self.rounds + 1):
-            left = kept(step, 3 * self.rounds, total, count)
+            left = kept(step, self.rounds, total, count)
             if left < last:
                 keep = largest(weight, groups, left)
                 tolerance = ROUGH if left > count else TOLERANCE
@@ -173,7 +172,7 @@ class Steps:
             rate = self.lr * (0.1 if groups == "in" and step > self.steps // 3 else 1)
             root = math.sqrt(1 - 0.999**step)
             mine.addcdiv_(first, second.sqrt().add_(1e-8 * root), value=-rate * root / (1 - 0.9**step))
-            if (left := kept(step, self.steps, total, count)) == last:
+            if (left := kept(step, max(1, self.steps // 3), total, count)) == last:
                 continue
             keep = largest(mine.view(len(mine), -1, weight[0, 0].numel(), 1), groups, left).flatten(1)
             last = left

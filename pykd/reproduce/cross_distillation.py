@@ -26,7 +26,7 @@ PRUNINGS = {
     "unstructured": ("method.groups=weight", "method.keep=0.1"),
 }
 SHARES = {"structured": "50 %", "unstructured": "90 %"}  # what is taken out
-OF_CHANNELS = ("thinet", "channel_pruning")  # baselines that know no other groups than channels
+OF_CHANNELS = ("thinet", "channel_pruning")  # further baselines, which know no other groups than channels
 QUICK = ("magnitude", "fine_tune", "layerwise")
 # What the experiment sets; a user's own value would be lost.
 RESERVED = (
@@ -65,8 +65,8 @@ def runs(
             few = fewer_epochs(first) if quick else []
             for number in range(seeds or (2 if quick else count)):
                 for pruning, groups in PRUNINGS.items():
-                    refused = OF_CHANNELS if pruning == "unstructured" else ()
-                    chosen = [each for each in first.baselines if each not in refused and (each in QUICK or not quick)]
+                    more = OF_CHANNELS if pruning == "structured" else ()
+                    chosen = [each for each in (*first.baselines, *more) if each in QUICK or not quick]
                     for k in FEW if quick else ks:
                         own = [*few, *changes, *groups, f"baselines={json.dumps(chosen)}"]
                         own += [f"data.per_class={k}", f"seed={first.seed + number}"]
