@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 MODEL_FILE = ".pykd.safetensors"
+ALL_ROWS = {"per_class": None, "rows": None, "augment_once": False}  # of the data; what cuts the students' alone
 
 
 class _Group(TyperGroup):
@@ -474,12 +475,10 @@ def compare(
     def write(finished: Finished) -> str:
         from pykd.report import compared, markdown
         from pykd.report.tables import ran_with
-        from pykd.training.run_folder import FREE_SETTINGS
 
-        changes = [each for each in assignments or [] if each.partition("=")[0] not in FREE_SETTINGS]
         record = {
             "recipes": [recipes.recipe_name(each) for each in recipe],
-            "changes": changes,
+            "changes": _deciding(assignments or []),
             "grid": grid or [],
             "environment": ran_with(_environment(finished, out)),
             "rows": compared(finished),
@@ -503,7 +502,7 @@ def reproduce(
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, max=10_000, help="Runs of each variant: 5 by default, 3 of a large network, 2 if quick."),
+        typer.Option(min=1, max=10_000, help="Runs of each variant: 5 by default, 3 of a small VGG, 2 if quick."),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Few variants and a tenth of the epochs, on digits: does it all run?")
@@ -537,7 +536,8 @@ def reproduce(
         typer.echo(sentence, err=True)
 
     def record(finished: Finished) -> dict[str, Any]:
-        return experiment.record(finished, changes=changes, quick=quick, environment=_environment(finished, out))
+        environment = _environment(finished, out)
+        return experiment.record(finished, changes=_deciding(changes), quick=quick, environment=environment)
 
     def write(finished: Finished) -> str:
         found = record(finished)
@@ -549,11 +549,8 @@ def reproduce(
         for name, figure in experiment.figures(record(finished)).items():
             write_atomically(out / name, figure)
 
-    runs = plan(out)
-    read = {Path(each.weights).parent for _, config in runs for each in config.teachers.values() if each.weights}
-    needed = {variant for variant, config in runs if out / variant / f"seed-{config.seed}" in read}
-    runs = _with_shared_teachers(runs, out)
-    _run_all(runs, out, write, resume=resume, device=device, needed=needed, draw=draw)
+    runs = _with_shared_teachers(plan(out), out)
+    _run_all(runs, out, write, resume=resume, device=device, draw=draw)
 
 
 @app.command("recipes")
@@ -676,14 +673,15 @@ def _run_all(
     *,
     resume: bool,
     device: str | None,
-    needed: Collection[str] = (),
     draw: Callable[[Finished], None] | None = None,
 ) -> None:
     """Does the runs of a grid that are not finished; after each, ``write`` writes the table of all that are.
 
-    A variant of which no run may fail, as others need them, is named in ``needed``. At the end ``draw`` makes figures.
+    At the end ``draw`` makes figures.
     """
     summaries = [_finished(out / variant / f"seed-{config.seed}", config) for variant, config in runs]
+    _check_begun(runs, out)
+    _check_data([config for (_, config), summary in zip(runs, summaries, strict=True) if not summary])
     failures = []
     finished: dict[str, list[dict[str, Any]]] = {}
     text = ""
@@ -692,12 +690,12 @@ def _run_all(
         if _is_main_process():
             typer.echo(f"[{number + 1}/{len(runs)}] {folder}", err=True)
         try:
-            summaries[number] = summaries[number] or _distill(config, folder, resume=resume, device=device).summary
+            if not summaries[number]:
+                _check_teachers(config, folder, out)
+                summaries[number] = _distill(config, folder, resume=resume, device=device).summary
         except (ConfigError, Interrupted):
             raise
         except PykdError as error:
-            if variant in needed:
-                raise
             failures.append(str(error))
             typer.echo(f"pykd: {error}", err=True)
             continue
@@ -725,6 +723,39 @@ def _check_methods(runs: Sequence[tuple[str, Config]]) -> None:
         comparisons = _method(config, METHODS).comparisons()
         for name in config.baselines:
             recipes.choose(comparisons, name, "baselines")
+
+
+def _check_begun(runs: Sequence[tuple[str, Config]], out: Path) -> None:
+    """Raises for a run that has begun with other settings, before any goes on: one table holds runs of one kind."""
+    from pykd.training.run_folder import require_same
+
+    for variant, config in runs:
+        folder = out / variant / f"seed-{config.seed}"
+        if (folder / "config.yaml").is_file():
+            require_same(_stored(folder).model_dump(mode="json"), config.model_dump(mode="json"), str(folder))
+
+
+def _check_data(configs: Sequence[Config]) -> None:
+    """Raises for data that cannot be read, before the first run starts."""
+    from pykd import data
+
+    whole = {repr(each): each for config in configs for each in [config.data.model_copy(update=ALL_ROWS)]}
+    for each in whole.values():
+        data.load(each, seed=0)
+
+
+def _check_teachers(config: Config, folder: Path, out: Path) -> None:
+    """Raises where another run of the grid should have trained a teacher of this one, and has not."""
+    for teacher in config.teachers.values():
+        if teacher.weights and out in Path(teacher.weights).parents and not Path(teacher.weights).exists():
+            raise PykdError(f"{folder} is left out: {Path(teacher.weights).parent} has not trained its teacher")
+
+
+def _deciding(changes: Sequence[str]) -> list[str]:
+    """The assignments that decide results: others, paths among them, are no concern of a table's reader."""
+    from pykd.training.run_folder import FREE_SETTINGS
+
+    return [each for each in changes if each.partition("=")[0].strip() not in FREE_SETTINGS]
 
 
 def _is_main_process() -> bool:
@@ -810,7 +841,7 @@ def _with_shared_teachers(runs: Sequence[tuple[str, Config]], out: Path) -> list
         (variant, config), folder = runs[index], folders[index]
         if any(teacher.weights for teacher in config.teachers.values()):
             continue
-        data = config.data.model_dump(exclude={"per_class", "rows", "augment_once"})
+        data = config.data.model_dump(exclude=set(ALL_ROWS))
         key = repr((config.seed, data, {name: each.model_dump() for name, each in config.teachers.items()}))
         source = sources.get(key, folder)
         if (folder / "config.yaml").is_file():

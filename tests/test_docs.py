@@ -12,7 +12,7 @@ import pytest
 from test_cli import TINY, pykd
 
 from pykd import report
-from pykd.reproduce import noisy_teacher
+from pykd.reproduce import PAPERS, noisy_teacher
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -29,7 +29,7 @@ METHODS = [
         for name in ("variational_student", "factor_transfer", "cross_distillation")
     ),
 ]
-COMPARED = [(name, page) for page in METHODS for name in re.findall(r"<!-- compare: ([\w-]+) -->", page)]
+RECORDED = [(*found, page) for page in METHODS for found in re.findall(r"<!-- (compare|reproduce): ([\w-]+) -->", page)]
 
 
 def commands(page):
@@ -92,19 +92,11 @@ def test_every_variant_has_its_command():
             assert change.partition("=")[0] in text or "kd" in change
 
 
-@pytest.mark.parametrize("data", re.findall(r"<!-- reproduce: (\w+) -->", NOISY_TEACHER))
-def test_reproduced_tables_come_from_the_records(data):
-    record = ROOT / "benchmarks" / "results" / "reproduce" / f"noisy_teacher-{data}.json"
-    _, _, rest = NOISY_TEACHER.partition(f"<!-- reproduce: {data} -->\n\n")
+@pytest.mark.parametrize(("kind", "name", "page"), RECORDED, ids=[f"{kind}-{name}" for kind, name, _ in RECORDED])
+def test_tables_of_runs_come_from_the_records(kind, name, page):
+    file = ROOT / "benchmarks" / "results" / kind / f"{name}.json"
+    markdown = report.markdown if kind == "compare" else PAPERS[name.partition("-")[0]].markdown
+    _, _, rest = page.partition(f"<!-- {kind}: {name} -->\n\n")
     shown, end, _ = rest.partition("\n\n<!-- end -->")
     assert end
-    assert shown == (noisy_teacher.markdown(json.loads(record.read_text())) if record.exists() else "Not measured yet.")
-
-
-@pytest.mark.parametrize(("name", "page"), COMPARED, ids=[name for name, _ in COMPARED])
-def test_compared_tables_come_from_the_records(name, page):
-    record = ROOT / "benchmarks" / "results" / "compare" / f"{name}.json"
-    _, _, rest = page.partition(f"<!-- compare: {name} -->\n\n")
-    shown, end, _ = rest.partition("\n\n<!-- end -->")
-    assert end
-    assert shown == (report.markdown(json.loads(record.read_text())) if record.exists() else "Not measured yet.")
+    assert shown == (markdown(json.loads(file.read_text())) if file.exists() else "Not measured yet.")

@@ -61,7 +61,7 @@ class CrossDistillation:
         groups: ``"in"`` for input channels, of layers that alone read theirs (a linear layer behind a flattening has
             the flattened maps' channels) and are no 1x1 convolutions; ``"weight"`` for single weights.
         keep: how much of each layer stays: a share in (0, 1]; or for each layer in the order of execution, in a list,
-            or for named layers, in a mapping, a share or a number of groups.
+            or for named layers, in a mapping, a share or a whole number of groups: 1 is one of them, 1.0 all.
         budget: ``{"parameters": x}``, ``{"flops": x}`` or ``{"bytes": x}``, as of :func:`pykd.pruning.budget.within`:
             what stays of the whole network instead, by the norms of all layers' groups in the teacher; bytes are
             those of a model file, of int8 values with ``int8``.

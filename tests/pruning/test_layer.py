@@ -52,18 +52,20 @@ def test_steps_are_those_of_torchs_adam() -> None:
     torch.testing.assert_close(pruned, leaf.detach())
 
 
-def test_steps_are_those_of_the_convolutions_written_plainly() -> None:
+@pytest.mark.parametrize(("channels", "images", "size", "steps"), [(8, 16, 6, 300), (64, 2, 3, 300), (96, 2, 2, 1500)])
+def test_steps_are_those_of_the_convolutions_written_plainly(channels: int, images: int, size: int, steps: int) -> None:
+    """Of few images and many channels the problem begins as its inputs, and becomes a Gram matrix."""
     path = Path(__file__).parents[2] / "benchmarks" / "plain_steps.py"
     spec: Any = importlib.util.spec_from_file_location("plain_steps", path)
     plain = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(plain)
-    layer, _ = problem()
-    teacher = torch.randn(16, 8, 6, 6)
+    layer = nn.Conv2d(channels, 16, 3, padding=1)
+    teacher = torch.randn(images, channels, size, size)
     student = teacher + 0.1 * torch.randn_like(teacher)
     found = Reconstruction(layer, [Term(0.6, 1.0, 1.0), Term(0.4, 0.0, 0.0)])
     found.add(teacher, student)
-    pruned, keep = Steps(steps=300, lr=2e-3)(found, layer.weight.detach(), "in", 4)
-    expected, its = plain.plain_steps(layer, teacher, student, 4, steps=300, lr=2e-3)
+    pruned, keep = Steps(steps, lr=2e-3)(found, layer.weight.detach(), "in", 4)
+    expected, its = plain.plain_steps(layer, teacher, student, 4, steps=steps, lr=2e-3)
     assert keep.equal(its)
     assert found.loss(pruned) == pytest.approx(found.loss(expected), rel=1e-3)
     torch.testing.assert_close(pruned, expected, rtol=1e-2, atol=1e-3)
