@@ -479,13 +479,17 @@ def test_one_teacher_a_seed_is_trained(crossed):
     assert len({file.read_bytes() for file in out.rglob("teacher.safetensors")}) == 1
 
 
-def test_a_broken_off_cross_distillation_goes_on(crossed):
-    out, _ = crossed
+def broken_off(out):
+    """A copy, called grid, that lacks a run."""
     shutil.copytree(out, "grid")
-    # The other runs name the teacher of the first grid.
-    for file in Path("grid").rglob("config.yaml"):
+    for file in Path("grid").rglob("config.yaml"):  # which name the teacher of the first grid
         file.write_text(file.read_text().replace(str(out), str(Path("grid").resolve())))
     shutil.rmtree("grid/digits/unstructured,K=5")
+
+
+def test_a_broken_off_cross_distillation_goes_on(crossed):
+    out, _ = crossed
+    broken_off(out)
     (Path("grid/reproduce.json")).unlink()
     again = pykd(*CROSSED, "--seeds=1", "--out", "grid", "--resume")
     assert again.exit_code == 0, again.output
@@ -497,11 +501,7 @@ def test_a_broken_off_cross_distillation_goes_on(crossed):
 
 
 def test_a_grid_does_not_go_on_with_other_settings(crossed):
-    out, _ = crossed
-    shutil.copytree(out, "grid")
-    for file in Path("grid").rglob("config.yaml"):
-        file.write_text(file.read_text().replace(str(out), str(Path("grid").resolve())))
-    shutil.rmtree("grid/digits/unstructured,K=5")
+    broken_off(crossed[0])
     before = Path("grid/reproduce.md").read_text()
     words = [*CROSSED, "--seeds=1", "--out", "grid", "--resume"]
     sentence = said(pykd(*words, "--set=teacher.training.lr=0.5"), 1)
