@@ -160,29 +160,32 @@ class Steps:
         """The pruned weight, and its mask."""
         inputs = weight.shape[1]
         total = last = inputs if groups == "in" else weight.numel()
-        mine = weight.flatten(1).to(torch.float32, copy=True)
+        mine, whole = weight.flatten(1).to(torch.float32, copy=True), True
         columns = torch.arange(mine.shape[1], device=weight.device)
         keep = torch.ones_like(mine, dtype=torch.bool)
-        first, second = torch.zeros_like(mine), torch.zeros_like(mine)
+        adam = torch.optim.Adam([mine], fused=mine.device.type in ("cpu", "cuda"))
+        (group,) = adam.param_groups
         slope = problem.slope(columns)
         for step in range(1, self.steps + 1):
-            gradient = slope(mine).masked_fill_(~keep, 0)
-            first.lerp_(gradient, 0.1)
-            second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-            rate = self.lr * (0.1 if groups == "in" and step > self.steps // 3 else 1)
-            root = math.sqrt(1 - 0.999**step)
-            mine.addcdiv_(first, second.sqrt().add_(1e-8 * root), value=-rate * root / (1 - 0.9**step))
+            mine.grad = slope(mine)
+            if not whole:
+                mine.grad.mul_(keep)
+            group["lr"] = self.lr * (0.1 if groups == "in" and step > self.steps // 3 else 1)
+            adam.step()
             if (left := kept(step, max(1, self.steps // 3), total, count)) == last:
                 continue
             keep = largest(mine.view(len(mine), -1, weight[0, 0].numel(), 1), groups, left).flatten(1)
-            last = left
-            for each in (mine, first, second):
+            last, whole = left, False
+            state = adam.state.pop(mine)
+            moments = {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
+            for each in (mine, *moments.values()):
                 each.masked_fill_(~keep, 0)
             stay = keep[0].nonzero().flatten()
             if groups == "in" and (left == count or len(stay) <= NARROWER * len(columns)):
-                columns, keep = columns[stay], keep[:, stay]
-                mine, first, second = mine[:, stay], first[:, stay], second[:, stay]
+                columns, keep, whole = columns[stay], keep[:, stay], True
+                mine, moments = mine[:, stay], {name: each[:, stay] for name, each in moments.items()}
                 slope = problem.slope(columns)
+            group["params"], adam.state[mine] = [mine], {**state, **moments}
         pruned, mask = torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool)
         pruned.flatten(1)[:, columns], mask.flatten(1)[:, columns] = mine.to(weight.dtype), keep
         return pruned, mask
