@@ -246,7 +246,7 @@ def _product(right: Tensor) -> Callable[[Tensor], Tensor]:
 
     On the CPU oneDNN does, which takes AVX-512 on every processor that has it; torch's ``@`` is MKL's.
     """
-    if right.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if right.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return lambda left: left @ right
     packed = right.T.contiguous().to_mkldnn()
     return lambda left: F.linear(left.to_mkldnn(), packed).to_dense()
