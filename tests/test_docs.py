@@ -63,7 +63,7 @@ def test_tables_come_from_the_records():
 
 
 def runs(command):
-    """What trains; but for the grid of cross distillation, an hour, which test_reproduce runs quickly."""
+    """What trains; but for the grid of cross distillation, most of an hour, which test_reproduce runs quickly."""
     return command.split()[1] in ("distill", "compare", "reproduce") and command != "pykd reproduce cross_distillation"
 
 

@@ -231,7 +231,7 @@ class CrossDistillation:
             if number <= done:
                 continue
             layer: Any = network.get_submodule(name)
-            weight = layer.weight.detach().view(shape)
+            weight = layer.weight.detach().contiguous().view(shape)
             try:
                 weight, keep = self._pruned(name, count, weight, network, teacher, inputs, after.get(name))
             except PykdError as error:

@@ -158,7 +158,7 @@ class Steps:
         self, problem: Reconstruction | Activated, weight: Tensor, groups: str, count: int
     ) -> tuple[Tensor, Tensor]:
         """The pruned weight, and its mask."""
-        inputs = weight.shape[1]
+        weight, inputs = weight.contiguous(), weight.shape[1]
         total = last = inputs if groups == "in" else weight.numel()
         mine, whole = weight.flatten(1).to(torch.float32, copy=True), True
         columns = torch.arange(mine.shape[1], device=weight.device)

@@ -381,6 +381,21 @@ def test_networks_of_other_dtypes(groups: str, how: dict[str, Any], dtype: torch
     torch.testing.assert_close(student(INPUTS.to(dtype)).float(), expected, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("groups", ["in", "weight"])
+@pytest.mark.parametrize("how", METHODS.values(), ids=METHODS)
+def test_the_layout_of_the_weights_does_not_matter(groups: str, how: dict[str, Any]) -> None:
+    method = dataclasses.replace(CrossDistillation(groups=groups, linear=True, **how), steps=60)
+    teacher = network()
+    expected = compressed(method, teacher)
+    other = copy.deepcopy(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for layer in other:
+        if isinstance(layer, nn.Linear):
+            layer.weight.data = layer.weight.data.T.contiguous().T
+    found = compressed(method, other)
+    assert kept(found) == kept(expected)
+    assert distance(found, teacher) < 1.1 * distance(expected, teacher)  # of equals another may be kept
+
+
 class Changing(nn.Module):
     """A network that changes the images it is given."""
 

@@ -41,20 +41,37 @@ def test_what_is_left_is_counted_and_better_than_what_was(solver: Any, groups: s
     assert weight.equal(layer.weight)
 
 
-def test_steps_are_those_of_torchs_adam() -> None:
+@pytest.mark.parametrize("count", [432, 100])
+def test_steps_on_single_weights_are_those_of_adam_with_masked_gradients_and_moments(count: int) -> None:
     layer, found = problem()
-    pruned, _ = Steps(steps=20, lr=1e-2)(found, layer.weight.detach(), "weight", layer.weight.numel())
-    leaf = layer.weight.detach().clone().requires_grad_()
-    adam = torch.optim.Adam([leaf], 1e-2)
-    for _ in range(20):
-        leaf.grad = found.gradient(leaf)
-        adam.step()
-    torch.testing.assert_close(pruned, leaf.detach())
+    pruned, keep = Steps(steps=60, lr=1e-2)(found, layer.weight.detach(), "weight", count)
+    leaf, mask = layer.weight.detach().double(), torch.ones_like(layer.weight, dtype=torch.float64)
+    first, second = torch.zeros_like(leaf), torch.zeros_like(leaf)
+    for step in range(1, 61):
+        gradient = found.gradient(leaf) * mask
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        leaf -= 1e-2 * first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+        left = count + (432 - count) * max(0, 20 - step) // 20
+        mask = (leaf.abs() >= leaf.abs().flatten().sort(descending=True).values[left - 1]).double()
+        leaf, first, second = leaf * mask, first * mask, second * mask
+    assert keep.equal(mask.bool())
+    torch.testing.assert_close(pruned.double(), leaf, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+@pytest.mark.parametrize(("groups", "count"), [("in", 4), ("weight", 100)])
+def test_the_layout_of_the_weight_does_not_matter(solver: Any, groups: str, count: int) -> None:
+    layer, found = problem()
+    weight = layer.weight.detach()
+    expected, its = solver(found, weight, groups, count)
+    pruned, keep = solver(found, weight.to(memory_format=torch.channels_last), groups, count)
+    assert keep.equal(its)
+    torch.testing.assert_close(pruned, expected)
 
 
 @pytest.mark.parametrize(("channels", "images", "size", "steps"), [(8, 16, 6, 300), (64, 2, 3, 300), (96, 2, 2, 1500)])
 def test_steps_are_those_of_the_convolutions_written_plainly(channels: int, images: int, size: int, steps: int) -> None:
-    """Of few images and many channels the problem begins as its inputs, and becomes a Gram matrix."""
+    """The problem is a Gram matrix; or of few images their inputs until few channels are left; or inputs to the end."""
     path = Path(__file__).parents[2] / "benchmarks" / "plain_steps.py"
     spec: Any = importlib.util.spec_from_file_location("plain_steps", path)
     plain = importlib.util.module_from_spec(spec)
