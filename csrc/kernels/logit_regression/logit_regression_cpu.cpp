@@ -13,6 +13,8 @@ inline double run_row(const T* student, const T* teacher, const T* noise, T* gra
   constexpr int64_t kStep = sizeof(V) / sizeof(T);
   V sum[2] = {};
   const auto part = [&](int64_t c, V& s, const auto& read, const auto& write) __attribute__((always_inline)) {
+    // Doubles stay scalars: where there is no gradient the compiler would take vectors, and round the sum otherwise.
+    if constexpr (kStep == 1) asm volatile("");
     V eps{};
     if constexpr (kTarget != Target::kClean) eps = read(noise + c);
     const V difference = logit_difference<kTarget>(read(student + c), read(teacher + c), eps);
