@@ -148,13 +148,17 @@ def measure_case(
     rounds: int,
     iterations: int,
     setup: Call | None = None,
+    warmup: int = 1,
 ) -> None:
-    """The same for a row of the table by its name; ``setup`` runs before each round of one iteration, unmeasured."""
+    """The same for a row of the table by its name; ``setup`` runs before each round of one iteration, unmeasured.
+
+    ``warmup`` is how many rounds go before, unmeasured.
+    """
     benchmark.group = f"{op} {case}, {threads} threads"
     benchmark.extra_info.update(
         op=op, case=case, implementation=name, device="cpu", dtype="float32", threads=threads, block=block
     )
-    benchmark.pedantic(call, setup=setup, rounds=rounds, iterations=iterations, warmup_rounds=1)
+    benchmark.pedantic(call, setup=setup, rounds=rounds, iterations=iterations, warmup_rounds=warmup)
 
 
 def measure_on_gpu(

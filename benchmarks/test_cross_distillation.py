@@ -93,7 +93,8 @@ class Inputs:
 
 
 def measured(benchmark, call: Call, case: str, threads: int, name: str, block: int) -> None:
-    measure_case(benchmark, call, "cross distillation", case, threads, name, block, 1, 1)
+    """Once, without a round before: a call takes seconds, a minute even."""
+    measure_case(benchmark, call, "cross distillation", case, threads, name, block, 1, 1, warmup=0)
     if name in STEPS:
         benchmark.extra_info["calls"] = STEPS[name] / 3000
 
@@ -103,7 +104,7 @@ def measured(benchmark, call: Call, case: str, threads: int, name: str, block: i
 @pytest.mark.parametrize("threads", [1, 2])
 def test_layer(benchmark, which, threads, name, block):
     torch.set_num_threads(threads)
-    shape = list(layer(LAYERS[which])[1].shape)
+    shape = list(layer(LAYERS[which])[1].shape)  # which is made now
     case = f"a layer of inputs {shape}, 3000 steps"
     measured(benchmark, lambda: of_layer(LAYERS[which], name), case, threads, name, block)
 
@@ -112,4 +113,5 @@ def test_layer(benchmark, which, threads, name, block):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_network(benchmark, threads, name, block):
     torch.set_num_threads(threads)
+    teacher()
     measured(benchmark, lambda: of_network(name), "VGG-16, 3000 steps a layer", threads, name, block)
