@@ -13,6 +13,7 @@ from test_cli import TINY, pykd
 
 from pykd import report
 from pykd.reproduce import PAPERS, noisy_teacher
+from pykd.reproduce._paper import paired
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -100,3 +101,24 @@ def test_tables_of_runs_come_from_the_records(kind, name, page):
     shown, end, _ = rest.partition("\n\n<!-- end -->")
     assert end
     assert shown == (markdown(json.loads(file.read_text())) if file.exists() else "Not measured yet.")
+
+
+def test_fifteen_seeds_in_pairs_say_what_their_record_says():
+    record = json.loads((ROOT / "benchmarks" / "results" / "compare" / "cross_distillation-mnist.json").read_text())
+    found = []
+    for k in (1, 3):
+        errors = {
+            row["name"]: {str(seed): error for seed, error in enumerate(row["error"]["values"])}
+            for row in record["rows"]
+            if row["run"].endswith(f"per_class={k}")
+        }
+        less = paired([errors["student"]], [errors["layerwise"]])
+        fewer = sum(errors["student"][seed] < errors["layerwise"][seed] for seed in errors["student"])
+        found += [*(round(100 * each, 1) for each in (less["points"], *less["points_interval"])), fewer, less["seeds"]]
+    page = (ROOT / "docs" / "cross_distillation.md").read_text()
+    said = re.search(
+        r"makes ([\d.]+) points \(95 % interval ([\d.]+) to ([\d.]+)\) .* less in (\d+) of (\d+) seeds; "
+        r"with three ([\d.]+) \(([\d.]+) to ([\d.]+)\), less in (\d+)\.",
+        " ".join(page.split()),
+    )
+    assert [*map(float, said.groups())] == found[:-1]
