@@ -22,6 +22,9 @@ void check(const PlanOptions& options) {
   if (options.lanes < 0 || options.lanes > 64 || (options.lanes > 1 && options.lanes % vector_lanes() != 0))
     throw std::invalid_argument("lanes should be 0, 1 or a multiple of " + std::to_string(vector_lanes()) +
                                 " up to 64, got " + std::to_string(options.lanes));
+  if (options.device == Device::kCuda) cuda_device();
+  if (options.device == Device::kCpu && options.precision != Precision::kFloat32)
+    throw std::invalid_argument("the engine multiplies in float32 on the CPU: leave precision at float32");
 }
 
 }  // namespace
@@ -36,6 +39,8 @@ std::shared_ptr<const Network> load(const unsigned char* bytes, size_t size) {
                       "; export it anew");
   }
 }
+
+CudaDevice cuda_device() { throw std::runtime_error("this build's engine has no CUDA"); }
 
 const Model& model(const Network& network) { return network.model(); }
 

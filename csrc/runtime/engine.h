@@ -29,13 +29,32 @@ const std::vector<int64_t>& output_shape(const Network& network);  // of one row
 constexpr int64_t kMostRows = 65'536;
 constexpr int kMostThreads = 256;
 
+enum class Device { kCpu, kCuda };
+enum class Precision { kFloat32, kFloat16, kBFloat16 };
+
 struct PlanOptions {
   int64_t batch = 1;    // rows a run takes, 1 to kMostRows
-  int threads = 1;      // 1 to kMostThreads; 1 starts none
+  int threads = 1;      // 1 to kMostThreads; 1 starts none; on CUDA 1
   bool measure = true;  // times each layer's forms on this machine; otherwise a model of their costs decides
   std::string cache{};  // the file that remembers what was measured; empty: none
-  int64_t lanes = 0;    // images side by side: 1 or a multiple of vector_lanes() up to 64; 0: the planner decides
+  int64_t lanes = 0;    // images side by side: 1 or a multiple of vector_lanes() (on CUDA 16) up to 64; 0: the planner
+                        // decides
+  Device device = Device::kCpu;
+  Precision precision = Precision::kFloat32;  // on CUDA: of what tensor cores multiply, in blocks of 16 rows and an
+                                              // even number of columns; their sums and all else are float32
+  bool dense = false;                         // every weight lies dense, for a comparison
 };
+
+// The device that plans on CUDA use: the first one that CUDA_VISIBLE_DEVICES lets through.
+struct CudaDevice {
+  std::string name;
+  int major, minor;     // compute capability
+  int driver, runtime;  // CUDA's versions, 12060 for 12.6
+  int multiprocessors;
+  int64_t memory;   // bytes
+  bool integrated;  // shares its memory with the processor
+};
+CudaDevice cuda_device();  // throws std::runtime_error, which says why there is none
 
 // What a plan took for a layer.
 struct Choice {

@@ -61,9 +61,10 @@ double of_batch(double seconds, const Program& program, const PlanOptions& optio
 }
 
 // The forms by the estimate, the best first.
-std::vector<std::pair<double, Form>> forms_of(const Network& network, const Step& step) {
+std::vector<std::pair<double, Form>> forms_of(const Network& network, const Step& step, const PlanOptions& options) {
   std::vector<std::pair<double, Form>> forms;
-  for (const FormCount& each : network.forms(step.op)) forms.push_back({seconds(each, step.cost), each.form});
+  for (const FormCount& each : network.forms(step.op))
+    if (!options.dense || each.form.columns == 0) forms.push_back({seconds(each, step.cost), each.form});
   std::ranges::stable_sort(forms, {}, &std::pair<double, Form>::first);
   return forms;
 }
@@ -77,7 +78,7 @@ Candidate estimated(const std::shared_ptr<const Network>& network, int64_t lanes
     Step& step = program.steps()[i];
     double cost = 0;
     if (step.is_layer()) {
-      const auto [least, form] = forms_of(*network, step).front();
+      const auto [least, form] = forms_of(*network, step, options).front();
       program.take(i, program.weight(i, form));
       cost = least;
       step.shared = may_share && cost > kWorthSharing;
@@ -146,7 +147,7 @@ class Caller {
 
 // Takes what is measured to be best: the forms step by step where it stands; what the threads share by whole calls,
 // since a step alone finds in each thread's caches what it read the last time.
-void measure(Candidate& c, const Network& network, Caller& call) {
+void measure(Candidate& c, const Network& network, const PlanOptions& options, Caller& call) {
   Program& program = c.program;
   const int64_t rows = program.rows();
   for (Step& step : program.steps()) step.shared = false;
@@ -159,7 +160,7 @@ void measure(Candidate& c, const Network& network, Caller& call) {
     std::vector<std::pair<double, Form>> forms;
     std::vector<LayerWeight> weights;
     if (step.is_layer()) {
-      forms = forms_of(network, step);
+      forms = forms_of(network, step, options);
       std::erase_if(forms, [best = forms.front().first](const auto& form) { return form.first > kHopeless * best; });
       for (const auto& form : forms) weights.push_back(program.weight(i, form.second));
     }
@@ -206,7 +207,7 @@ std::string processor() {
 std::string key_of(const Network& network, const PlanOptions& options) {
   std::ostringstream text;
   text << PYKD_VERSION << '\n' << processor() << cpu_isa_name();
-  for (const int64_t number : {options.batch, int64_t{options.threads}, options.lanes}) text << ' ' << number;
+  for (const int64_t number : {options.batch, int64_t{options.threads}, options.lanes, int64_t{options.dense}}) text << ' ' << number;
   text << ' ' << network.fingerprint();
   const std::string whole = text.str();
   return sha256(whole.data(), whole.size());
@@ -339,7 +340,7 @@ Planned make_plan(const std::shared_ptr<const Network>& network, const PlanOptio
     int64_t most_rows = 0;
     for (const Candidate& c : candidates) most_rows = std::max(most_rows, c.program.rows());
     Caller call(*network, most_rows, pool);
-    for (Candidate& c : candidates) measure(c, *network, call);
+    for (Candidate& c : candidates) measure(c, *network, options, call);
     const auto least = race(candidates.size(), [&](size_t i, int repeats) {
       for (int repeat = 0; repeat < repeats; ++repeat) call(candidates[i].program);
     });
