@@ -24,7 +24,10 @@ endif()
 
 file(GLOB PYKD_TEST_SOURCES CONFIGURE_DEPENDS csrc/*/*_test.cpp csrc/kernels/*/*_test.cpp)
 file(GLOB PYKD_KERNELS_CUDA CONFIGURE_DEPENDS csrc/kernels/*/*_cuda.cu)
-set_source_files_properties(${PYKD_KERNELS_CUDA} PROPERTIES LANGUAGE CXX COMPILE_DEFINITIONS PYKD_EMULATE_CUDA)
+file(GLOB PYKD_ENGINE_CUDA CONFIGURE_DEPENDS csrc/runtime/*_cuda.cpp)
+set_source_files_properties(${PYKD_KERNELS_CUDA} ${PYKD_ENGINE_CUDA} PROPERTIES LANGUAGE CXX
+  COMPILE_DEFINITIONS PYKD_EMULATE_CUDA)
+add_compile_definitions(PYKD_WITH_CUDA=1)
 
 # The kernels as released: tests/test_isa_levels.py reads their symbols.
 set(released ${PYKD_ISA_LEVELS} ${PYKD_BFLOAT16_LEVELS})

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "emulation/cuda_runtime.h"
 
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
@@ -47,27 +48,6 @@ struct [[gnu::may_alias]] alignas(8) uint2 {
 struct [[gnu::may_alias]] alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
-
-using cudaError_t = int;
-inline constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1;
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-
-// One device, with the least shared memory that a card on sale lets a block ask for.
-inline constexpr int kSharedMemoryOptin = 64 << 10;
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = kSharedMemoryOptin;
-  return cudaSuccess;
-}
-template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
-  return cudaSuccess;
-}
 
 // ---- half types ----------------------------------------------------------------------------------------------------
 
@@ -307,10 +287,16 @@ struct Launch {
   Kernel kernel;
   dim3 grid, threads;
   size_t shared_bytes;
+  cudaStream_t stream;
 
   template <typename... Args>
   void operator()(Args... args) const {
     if (shared_bytes > kSharedMemoryOptin) fail("a block asks for more shared memory than it may have.");
+    enqueue(stream, [*this, args...] { run(args...); });
+  }
+
+  template <typename... Args>
+  void run(Args... args) const {
     Block block;
     block.grid = grid;
     block.threads = threads;
@@ -379,7 +365,7 @@ Integer atomicAdd(Integer* address, Integer value) {
 
 #define PYKD_LAUNCH(grid, threads, shared_bytes, stream, ...)                          \
   pykd::emulation::Launch<decltype(&__VA_ARGS__)> {                                    \
-    &__VA_ARGS__, dim3(grid), dim3(threads), (static_cast<void>(stream), shared_bytes) \
+    &__VA_ARGS__, dim3(grid), dim3(threads), static_cast<size_t>(shared_bytes), stream \
   }
 
 #define PYKD_DYNAMIC_SHARED(type, name) \

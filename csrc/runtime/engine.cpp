@@ -19,8 +19,9 @@ void check(const PlanOptions& options) {
   if (options.threads < 1 || options.threads > kMostThreads)
     throw std::invalid_argument("threads should be 1 to " + std::to_string(kMostThreads) + ", got " +
                                 std::to_string(options.threads));
-  if (options.lanes < 0 || options.lanes > 64 || (options.lanes > 1 && options.lanes % vector_lanes() != 0))
-    throw std::invalid_argument("lanes should be 0, 1 or a multiple of " + std::to_string(vector_lanes()) +
+  const int64_t side_by_side = options.device == Device::kCuda ? kCudaLanes : vector_lanes();
+  if (options.lanes < 0 || options.lanes > 64 || (options.lanes > 1 && options.lanes % side_by_side != 0))
+    throw std::invalid_argument("lanes should be 0, 1 or a multiple of " + std::to_string(side_by_side) +
                                 " up to 64, got " + std::to_string(options.lanes));
   if (options.device == Device::kCuda) cuda_device();
   if (options.device == Device::kCpu && options.precision != Precision::kFloat32)
@@ -40,8 +41,6 @@ std::shared_ptr<const Network> load(const unsigned char* bytes, size_t size) {
   }
 }
 
-CudaDevice cuda_device() { throw std::runtime_error("this build's engine has no CUDA"); }
-
 const Model& model(const Network& network) { return network.model(); }
 
 const std::vector<int64_t>& output_shape(const Network& network) {
@@ -49,12 +48,13 @@ const std::vector<int64_t>& output_shape(const Network& network) {
 }
 
 struct Plan::State {
-  State(std::shared_ptr<const Network> given, const PlanOptions& options)
+  State(std::shared_ptr<const Network> given, PlanOptions options)
       : network(std::move(given)),
         batch(options.batch),
         inputs(product(network->model().input_shape)),
-        outputs(product(output_shape(*network))),
-        pool(options.threads > 1 ? std::make_unique<ThreadPool>(options.threads) : nullptr) {
+        outputs(product(output_shape(*network))) {
+    if (options.device == Device::kCuda) options.threads = 1;
+    if (options.threads > 1) pool = std::make_unique<ThreadPool>(options.threads);
     Planned planned = make_plan(network, options, pool.get());
     choices = std::move(planned.choices);
     programs.push_back(std::move(planned.program));
@@ -75,7 +75,7 @@ struct Plan::State {
 
   // A part of the batch at a time: source(program, row, rows) is where its rows lie.
   template <typename Source>
-  void run(const Source& source, float* output) noexcept {
+  void run(const Source& source, float* output) {
     const int64_t rows = programs[0].rows(), parts = (batch + rows - 1) / rows;
     const auto some = [&](size_t i, int64_t begin, int64_t end, ThreadPool* sharing) {
       for (int64_t row = begin * rows; row < std::min(batch, end * rows); row += rows) {
@@ -117,12 +117,12 @@ Plan::~Plan() = default;
 Plan::Plan(Plan&&) noexcept = default;
 Plan& Plan::operator=(Plan&&) noexcept = default;
 
-void Plan::run(const float* input, float* output) noexcept {
+void Plan::run(const float* input, float* output) {
   const int64_t inputs = state_->inputs;
   state_->run([=](size_t, int64_t row, int64_t) { return input + row * inputs; }, output);
 }
 
-void Plan::run(const uint8_t* pixels, float* output) noexcept {
+void Plan::run(const uint8_t* pixels, float* output) {
   State& state = *state_;
   state.run([&](size_t i, int64_t row, int64_t rows) { return state.unpack(i, pixels + row * state.inputs, rows); },
             output);

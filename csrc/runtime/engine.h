@@ -4,7 +4,8 @@
 //   pykd::runtime::Plan plan(network, {.batch = 1});
 //   plan.run(image, answer);
 //
-// A plan owns all memory it needs: run() allocates nothing, throws nothing and takes no lock that another plan holds.
+// A plan owns all memory it needs: run() allocates nothing, on the CPU throws nothing, and takes no lock that another
+// plan holds.
 // Any number of plans of one network, one for each thread, may run at the same time.
 #pragma once
 
@@ -34,7 +35,7 @@ enum class Precision { kFloat32, kFloat16, kBFloat16 };
 
 struct PlanOptions {
   int64_t batch = 1;    // rows a run takes, 1 to kMostRows
-  int threads = 1;      // 1 to kMostThreads; 1 starts none; on CUDA 1
+  int threads = 1;      // 1 to kMostThreads; 1 starts none, as CUDA always does
   bool measure = true;  // times each layer's forms on this machine; otherwise a model of their costs decides
   std::string cache{};  // the file that remembers what was measured; empty: none
   int64_t lanes = 0;    // images side by side: 1 or a multiple of vector_lanes() (on CUDA 16) up to 64; 0: the planner
@@ -71,17 +72,19 @@ struct Choice {
 class Plan {
  public:
   // Throws std::invalid_argument where an option is out of range or the memory needed would exceed 2^40 bytes, and
-  // std::bad_alloc. Measuring takes from some milliseconds to a few seconds; the cache is read and, after measuring,
-  // replaced as a whole; what cannot be read or written there is as if it were not there.
+  // std::bad_alloc, and on CUDA std::runtime_error where there is no device or it fails. Measuring takes from some
+  // milliseconds to a few seconds; the cache is read and, after measuring, replaced as a whole; what cannot be read or
+  // written there is as if it were not there.
   Plan(std::shared_ptr<const Network> network, const PlanOptions& options);
   ~Plan();
   Plan(Plan&&) noexcept;
   Plan& operator=(Plan&&) noexcept;
 
-  // [batch, *input_shape] to [batch, *output shape], row-major, without holes; they may not overlap.
-  void run(const float* input, float* output) noexcept;
+  // [batch, *input_shape] to [batch, *output shape], row-major, without holes; they may not overlap. Throws
+  // std::runtime_error where the CUDA device fails.
+  void run(const float* input, float* output);
   // Pixels of 0 to 255 as the file's mean and std say; only where the file has them.
-  void run(const uint8_t* pixels, float* output) noexcept;
+  void run(const uint8_t* pixels, float* output);
 
   std::vector<Choice> choices() const;
   int64_t workspace_bytes() const;  // what runs write to

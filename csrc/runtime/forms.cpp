@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <stdexcept>
 
 #include "core/cpu_isa.h"
 
@@ -82,6 +84,7 @@ Packed pack(const Op& op, const Form& form) {
                       op.groups};
   std::vector<int64_t> positions;
   std::vector<float> values;
+  blocks.halves = form.values;
   if (w.dense || form.rows != w.block_rows || form.columns != w.block_columns) {
     const int64_t across = ceil_div(columns, blocks.block_columns), size = form.rows * blocks.block_columns;
     const auto place = [&](int64_t row, int64_t column) {
@@ -102,6 +105,15 @@ Packed pack(const Op& op, const Form& form) {
     blocks.positions = positions.data();
     blocks.values = values.data();
     blocks.stored = static_cast<int64_t>(positions.size());
+  }
+  if (form.values != DType::kFloat32) {
+    if (values.empty()) values = w.values;
+    for (float& value : values) {
+      value = rounded(value, form.values);
+      if (!std::isfinite(value))
+        throw std::invalid_argument("a weight is larger than float16's 65504: take bfloat16 or float32");
+    }
+    blocks.values = values.data();
   }
   const std::vector<char> made = pack_sparse(blocks);
   Packed packed{aligned_bytes(made.size())};
@@ -159,7 +171,10 @@ constexpr double kByte = 0.009;         // of the weight, to fetch it for a call
 
 std::string name(const Form& form) {
   if (form == Form{1, 1}) return "pairs";
-  return form.columns ? "sparse " + std::to_string(form.rows) + "x" + std::to_string(form.columns) : "dense";
+  const char* const values = form.values == DType::kFloat16    ? " float16"
+                             : form.values == DType::kBFloat16 ? " bfloat16"
+                                                               : "";
+  return (form.columns ? "sparse " + std::to_string(form.rows) + "x" + std::to_string(form.columns) : "dense") + values;
 }
 
 Network::Network(Model model) : model_(std::move(model)), fingerprint_(fingerprint_of(model_)) {

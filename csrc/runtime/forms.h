@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/dtype.h"
 #include "core/sparse_tiles.h"
 #include "runtime/model_file.h"
 
@@ -18,11 +19,14 @@ namespace pykd::runtime {
 
 // Blocks of the weight's matrix; those without a value other than 0 are left out.
 struct Form {
-  int64_t rows = 1, columns = 1;  // columns 0: the matrix's own
+  int64_t rows = 1, columns = 1;   // columns 0: the matrix's own
+  DType values = DType::kFloat32;  // of two bytes: rounded, for CUDA's tensor cores
   auto operator<=>(const Form&) const = default;
 };
 
-std::string name(const Form& form);  // "pairs", "sparse 16x16", "dense"
+std::string name(const Form& form);  // "pairs", "sparse 16x16", "dense float16"
+
+constexpr int64_t kCudaLanes = 16;  // images side by side on CUDA: 1, or a multiple of
 
 // Memory that begins with a cache line.
 struct AlignedDelete {
@@ -45,6 +49,11 @@ struct FormCount {
   int64_t blocks;
 };
 
+// What a network has on a device, of which CUDA's part of the engine knows more.
+struct DeviceWeights {
+  virtual ~DeviceWeights() = default;
+};
+
 class Network {
  public:
   explicit Network(Model model);
@@ -56,7 +65,14 @@ class Network {
   // The forms that may be taken for a step's weight, the file's own first.
   const std::vector<FormCount>& forms(int op) const { return forms_[static_cast<size_t>(op)]; }
   std::shared_ptr<const Packed> packed(int op, const Form& form) const;  // made once, while anyone holds it
-  uint64_t fingerprint() const { return fingerprint_; }                  // of the steps and their weights
+  // What make() made the first time.
+  template <typename Make>
+  DeviceWeights& on_device(const Make& make) const {
+    const std::scoped_lock lock(mutex_);
+    if (!on_device_) on_device_ = make();
+    return *on_device_;
+  }
+  uint64_t fingerprint() const { return fingerprint_; }  // of the steps and their weights
 
  private:
   Model model_;
@@ -64,6 +80,7 @@ class Network {
   uint64_t fingerprint_;
   mutable std::mutex mutex_;
   mutable std::map<std::pair<int, Form>, std::weak_ptr<const Packed>> packed_;
+  mutable std::shared_ptr<DeviceWeights> on_device_;
 };
 
 // A layer for the cost model: how often its weight is applied to a vector.

@@ -32,10 +32,12 @@ constexpr double kEnough = 0.03;        // seconds for which one way is timed at
 constexpr int kSamples = 5;
 constexpr double kMovedFloat = 3e-10;  // seconds to bring a value of the input or output into lanes or back
 
+bool on_cuda(const PlanOptions& options) { return options.device == Device::kCuda; }
+
 std::vector<int64_t> lanes_of(const PlanOptions& options) {
   if (options.lanes) return {options.lanes};
   std::vector<int64_t> lanes{1};
-  const int64_t least = std::max(8, vector_lanes());
+  const int64_t least = on_cuda(options) ? kCudaLanes : std::max(8, vector_lanes());
   for (int64_t each = least; each <= 64 && options.batch > 1; each += each < 16 ? least : 16) {
     const int64_t padded = ceil_div(options.batch, each) * each;
     if (each == least || padded * 4 <= options.batch * 5) lanes.push_back(each);
@@ -60,18 +62,31 @@ double of_batch(double seconds, const Program& program, const PlanOptions& optio
   return seconds * calls(program, options) + (program.apart() ? kSetOff : 0);
 }
 
-// The forms by the estimate, the best first.
+// What tensor cores multiply: tiles of 16 rows, in pairs of columns.
+bool fits_tensor_cores(const Form& form, const LayerCost& layer) {
+  return form.rows > kTileRows / 2 && (form.columns ? form.columns : layer.columns) % 2 == 0;
+}
+
+// The forms by the estimate, the best first. There is none for CUDA: the file's own first, of two bytes where asked
+// for.
 std::vector<std::pair<double, Form>> forms_of(const Network& network, const Step& step, const PlanOptions& options) {
   std::vector<std::pair<double, Form>> forms;
-  for (const FormCount& each : network.forms(step.op))
-    if (!options.dense || each.form.columns == 0) forms.push_back({seconds(each, step.cost), each.form});
+  for (const FormCount& each : network.forms(step.op)) {
+    if (options.dense && each.form.columns != 0) continue;
+    Form form = each.form;
+    if (options.precision != Precision::kFloat32 && fits_tensor_cores(form, step.cost)) {
+      form.values = options.precision == Precision::kFloat16 ? DType::kFloat16 : DType::kBFloat16;
+      forms.push_back({0, form});
+    }
+    forms.push_back({on_cuda(options) ? 0 : seconds(each, step.cost), each.form});
+  }
   std::ranges::stable_sort(forms, {}, &std::pair<double, Form>::first);
   return forms;
 }
 
 // Takes what is estimated to be best.
 Candidate estimated(const std::shared_ptr<const Network>& network, int64_t lanes, const PlanOptions& options) {
-  Candidate c{Program(network, lanes, options.batch, options.threads), 0};
+  Candidate c{Program(network, lanes, options.batch, options.threads, options.device), 0};
   Program& program = c.program;
   const bool may_share = options.threads > 1 && !program.apart();
   for (size_t i = 0; i < program.steps().size(); ++i) {
@@ -86,7 +101,7 @@ Candidate estimated(const std::shared_ptr<const Network>& network, int64_t lanes
     c.steps.push_back(step.shared ? cost / options.threads : cost);
     c.seconds += c.steps.back();
   }
-  if (lanes > 1) {
+  if (lanes > 1 && !on_cuda(options)) {
     int64_t moved = 0;
     for (const auto& shape : {network->model().input_shape, output_shape(*network)}) moved += product(shape);
     c.seconds += static_cast<double>(moved * program.rows()) * kMovedFloat;
@@ -149,12 +164,8 @@ class Caller {
 // since a step alone finds in each thread's caches what it read the last time.
 void measure(Candidate& c, const Network& network, const PlanOptions& options, Caller& call) {
   Program& program = c.program;
-  const int64_t rows = program.rows();
   for (Step& step : program.steps()) step.shared = false;
   call(program);  // values of the size they have, in all steps
-  const auto time = [&](const Step& step, int repeats, ThreadPool* sharing) {
-    for (int i = 0; i < repeats; ++i) program.run(step, rows, sharing);
-  };
   for (size_t i = 0; i < program.steps().size(); ++i) {
     Step& step = program.steps()[i];
     std::vector<std::pair<double, Form>> forms;
@@ -166,11 +177,11 @@ void measure(Candidate& c, const Network& network, const PlanOptions& options, C
     }
     const auto least = race(std::max<size_t>(1, forms.size()), [&](size_t form, int repeats) {
       if (step.is_layer()) program.take(i, weights[form]);
-      time(step, repeats, nullptr);
+      program.repeat(i, repeats, nullptr);
     });
     const auto best = std::ranges::min_element(least);
     if (step.is_layer()) program.take(i, std::move(weights[static_cast<size_t>(best - least.begin())]));
-    c.steps[i] = *best;
+    c.steps[i] = *best / program.rounds();
   }
   ThreadPool* const sharing = call.sharing(program);
   if (!sharing) return;
@@ -185,7 +196,7 @@ void measure(Candidate& c, const Network& network, const PlanOptions& options, C
   share(kLeast[std::ranges::min_element(least) - least.begin()]);
   for (size_t i = 0; i < program.steps().size(); ++i)
     if (const Step& step = program.steps()[i]; step.shared)
-      c.steps[i] = race(1, [&](size_t, int repeats) { time(step, repeats, sharing); })[0];
+      c.steps[i] = race(1, [&](size_t, int repeats) { program.repeat(i, repeats, sharing); })[0];
 }
 
 // ---- what was measured before --------------------------------------------------------------------------------------
@@ -207,7 +218,13 @@ std::string processor() {
 std::string key_of(const Network& network, const PlanOptions& options) {
   std::ostringstream text;
   text << PYKD_VERSION << '\n' << processor() << cpu_isa_name();
-  for (const int64_t number : {options.batch, int64_t{options.threads}, options.lanes, int64_t{options.dense}}) text << ' ' << number;
+  if (on_cuda(options)) {
+    const CudaDevice device = cuda_device();
+    text << ' ' << device.name << ' ' << device.major << device.minor << ' ' << device.driver << ' ' << device.runtime
+         << ' ' << static_cast<int>(options.precision);
+  }
+  for (const int64_t number : {options.batch, int64_t{options.threads}, options.lanes, int64_t{options.dense}})
+    text << ' ' << number;
   text << ' ' << network.fingerprint();
   const std::string whole = text.str();
   return sha256(whole.data(), whole.size());
@@ -244,21 +261,21 @@ std::optional<Candidate> recall(const std::shared_ptr<const Network>& network, c
     if (!document.root().find("lanes", lanes) || !document.root().find("steps", steps) || !lanes.is_whole(1, 64) ||
         !steps.is(JsonType::kList) || std::ranges::count(lanes_of(options), lanes.whole()) == 0)
       return std::nullopt;
-    Candidate c{Program(network, lanes.whole(), options.batch, options.threads), 0};
+    Candidate c{Program(network, lanes.whole(), options.batch, options.threads, options.device), 0};
     if (steps.size() != c.program.steps().size()) return std::nullopt;
     size_t i = 0;
     for (const Json each : steps) {
       Step& step = c.program.steps()[i];
-      if (!each.is(JsonType::kList) || each.size() != 4) return std::nullopt;
+      if (!each.is(JsonType::kList) || each.size() != 5) return std::nullopt;
       auto at = each.begin();
-      const Json rows = *at, columns = *++at, shared = *++at, us = *++at;
-      if (!rows.is_whole(0, INT64_MAX) || !columns.is_whole(0, INT64_MAX) || !shared.is_whole(0, 1) || !us.is_number())
+      const Json rows = *at, columns = *++at, values = *++at, shared = *++at, us = *++at;
+      if (!rows.is_whole(0, INT64_MAX) || !columns.is_whole(0, INT64_MAX) || !values.is_whole(0, 3) ||
+          !shared.is_whole(0, 1) || !us.is_number())
         return std::nullopt;
       if (step.is_layer()) {
-        const Form form{rows.whole(), columns.whole()};
-        const auto& forms = network->forms(step.op);
-        if (std::ranges::none_of(forms, [&](const FormCount& known) { return known.form == form; }))
-          return std::nullopt;
+        const Form form{rows.whole(), columns.whole(), static_cast<DType>(values.whole())};
+        const auto forms = forms_of(*network, step, options);
+        if (std::ranges::none_of(forms, [&](const auto& known) { return known.second == form; })) return std::nullopt;
         c.program.take(i, c.program.weight(i, form));
       }
       step.shared = options.threads > 1 && !c.program.apart() && shared.whole();
@@ -281,8 +298,8 @@ void remember(const std::string& path, const std::string& key, Candidate& c) {
   for (size_t i = 0; i < c.program.steps().size(); ++i) {
     const Step& step = c.program.steps()[i];
     const Form form = step.is_layer() ? c.program.weight(i).form : Form{0, 0};
-    line << (i ? ",[" : "[") << form.rows << ',' << form.columns << ',' << step.shared << ',' << c.steps[i] * 1e6
-         << ']';
+    line << (i ? ",[" : "[") << form.rows << ',' << form.columns << ',' << static_cast<int>(form.values) << ','
+         << step.shared << ',' << c.steps[i] * 1e6 << ']';
   }
   line << "]}";
   if (line.view().size() > kLongestPlan) return;

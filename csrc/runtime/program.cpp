@@ -63,6 +63,12 @@ struct View {
   Plane plane;
 };
 
+std::shared_ptr<char> host_memory(size_t bytes) {
+  std::shared_ptr<char> memory(aligned_bytes(bytes).release(), AlignedDelete());
+  std::memset(memory.get(), 0, bytes);
+  return memory;
+}
+
 }  // namespace
 
 // Which steps a program has, and where their values lie.
@@ -91,9 +97,9 @@ class Program::Builder {
     groups_ = ceil_div(rows, p_.lanes_);
     rows_ = rows;
     place();
-    p_.memory_ = aligned_bytes(std::max<size_t>(p_.floats_, 1) * sizeof(float));
+    const size_t bytes = std::max<size_t>(p_.floats_, 1) * sizeof(float);
+    p_.memory_ = p_.cuda_ ? p_.cuda_->memory(bytes) : host_memory(bytes);  // zeros: the borders stay so
     memory_ = reinterpret_cast<float*>(p_.memory_.get());
-    std::fill_n(memory_, p_.floats_, 0.0f);  // the borders stay so
     p_.steps_.clear();
     p_.offsets_.clear();
     emit();
@@ -198,12 +204,13 @@ class Program::Builder {
       of(storage_, k + 1) = storage;
     }
     // Of one lane a row lies as the caller's does. But convolutions read beyond what they are given, and parts of a
-    // concatenation begin anywhere.
+    // concatenation begin anywhere; of CUDA the caller's memory is the processor's, too, which is read but once.
     if (p_.lanes_ > 1) return;
     std::vector<char> own(storages_.size(), false);
     for (int value = 0; value <= last(); ++value)
       if (of(live_, value) && (of(convolved_, value) || (value && op(value - 1).kind == Kind::kConcat)))
         of(own, of(storage_, value)) = true;
+    if (p_.cuda_) own[0] = true;
     if (!own[0]) storages_[0].caller = &caller_input;
     if (const int answer = of(storage_, last()); answer != 0 && !of(own, answer))
       of(storages_, answer).caller = &caller_output;
@@ -275,6 +282,13 @@ class Program::Builder {
     const int64_t channel = as_stored ? l.channel_stride() : mine.height * row;
     const int64_t origin = as_stored ? l.vertical.padding * row + l.horizontal.padding * p_.lanes_ : 0;
     return {mine, {data && origin ? data + origin : data, l.group_stride(), channel, row}};
+  }
+
+  // What steps read beside their values, where they run.
+  template <typename T>
+  const T* constants(const std::vector<T>& values) {
+    if (!p_.cuda_ || !memory_) return values.data();
+    return static_cast<const T*>(p_.cuda_->copied(values.data(), values.size() * sizeof(T)));
   }
 
   // ---- steps -------------------------------------------------------------------------------------------------------
@@ -370,8 +384,8 @@ class Program::Builder {
       }
       case Kind::kAffine: {
         Elementwise work = elementwise(Function::kAffine, input, output);
-        work.scale = it.scale.data();
-        work.shift = it.bias.data();
+        work.scale = constants(it.scale);
+        work.shift = constants(it.bias);
         return add_elementwise(k, work);
       }
       case Kind::kAdd: {
@@ -411,7 +425,7 @@ class Program::Builder {
   void add_elementwise(int k, const Elementwise& work) { add(k, work, work.channels); }
 
   // What a layer does besides: its bias, and the ReLU after it.
-  const float* bias(int k) const { return op(k).bias.empty() ? nullptr : op(k).bias.data(); }
+  const float* bias(int k) { return op(k).bias.empty() ? nullptr : constants(op(k).bias); }
   Activation activation(int k) const { return fuses(k) ? Activation::kRelu : Activation::kNone; }
 
   void emit_linear(int k, const View& input, const View& output) {
@@ -438,7 +452,7 @@ class Program::Builder {
     if (memory_) {
       p_.offsets_.emplace_back(static_cast<size_t>(geometry.channels * geometry.kernel_h * geometry.kernel_w));
       conv2d_offsets(geometry, layout, p_.offsets_.back().data());
-      work.offsets = p_.offsets_.back().data();
+      work.offsets = constants(p_.offsets_.back());
     }
     const View output = view(k + 1);
     work.group_stride = layout.group_stride();
@@ -537,16 +551,21 @@ class Program::Builder {
   std::set<int> repacked_;                             // of them those that are filled so far
 };
 
-Program::Program(std::shared_ptr<const Network> network, int64_t lanes, int64_t batch, int threads)
+Program::Program(std::shared_ptr<const Network> network, int64_t lanes, int64_t batch, int threads, Device device)
     : network_(std::move(network)), lanes_(lanes) {
+  if (device == Device::kCuda) {
+    const auto floats = [&](int value) { return batch * product(network_->shape(value)); };
+    cuda_ = cuda_steps(floats(0), floats(static_cast<int>(network_->model().ops.size())));
+  }
   Builder builder(*this, *network_);
   const int64_t groups = ceil_div(batch, lanes);
   const int64_t each = ceil_div(groups, threads);
   apart_ = threads > 1 && each * threads * 3 <= groups * 4;  // at most a quarter of the threads' time is idle
   const int64_t whole = apart_ ? each : groups, cached = kCached * (apart_ ? 1 : threads);
   const int64_t calls = ceil_div(whole, std::max<int64_t>(1, cached / builder.group()));
-  rows_ = std::min(batch, ceil_div(whole, calls) * lanes);
+  rows_ = cuda_ ? batch : std::min(batch, ceil_div(whole, calls) * lanes);
   builder.build(rows_);
+  if (cuda_) bind(cuda_->input(), cuda_->output());
   weights_.resize(steps_.size());
   for (const Step& step : steps_) {
     const auto* const conv = std::get_if<SparseConv2d>(&step.work);
@@ -555,6 +574,10 @@ Program::Program(std::shared_ptr<const Network> network, int64_t lanes, int64_t 
 }
 
 LayerWeight Program::weight(size_t step, const Form& form) const {
+  if (cuda_) {
+    const bool rowwise = lanes_ == 1 && std::holds_alternative<SparseLinear>(steps_[step].work);
+    return {form, nullptr, nullptr, cuda_->tiles(*network_, steps_[step].op, form, rowwise)};
+  }
   LayerWeight weight{form, network_->packed(steps_[step].op, form)};
   const PackedSparse& head = weight.packed->head();
   const auto* const conv = std::get_if<SparseConv2d>(&steps_[step].work);
@@ -568,12 +591,17 @@ LayerWeight Program::weight(size_t step, const Form& form) const {
 }
 
 void Program::take(size_t step, LayerWeight weight) {
-  const PackedSparse& head = weight.packed->head();
+  if (cuda_) cuda_->changed();
+  const auto tiles = [&](auto set) {
+    if (weight.on_device) return weight.on_device->tiles;
+    const PackedSparse& head = weight.packed->head();
+    return tiles_of(&head, head.*set);
+  };
   if (auto* const linear = std::get_if<SparseLinear>(&steps_[step].work)) {
-    linear->weight = tiles_of(&head, lanes_ == 1 ? head.rowwise : head.panels);
+    linear->weight = tiles(lanes_ == 1 ? &PackedSparse::rowwise : &PackedSparse::panels);
   } else {
     auto& conv = std::get<SparseConv2d>(steps_[step].work);
-    conv.weight = tiles_of(&head, head.panels);
+    conv.weight = tiles(&PackedSparse::panels);
     conv.offsets = weight.places ? nullptr : offsets_of_[step];
     if (weight.places) conv.weight.columns = weight.places->data();
   }
@@ -585,6 +613,7 @@ int64_t Program::weight_bytes() const {
   for (const LayerWeight& weight : weights_) {
     if (weight.packed) bytes += weight.packed->head().bytes;
     if (weight.places) bytes += static_cast<int64_t>(weight.places->size() * sizeof(int32_t));
+    if (weight.on_device) bytes += weight.on_device->size;
   }
   return bytes;
 }
@@ -647,10 +676,21 @@ void Program::run(const Step& step, int64_t rows, ThreadPool* pool) const noexce
       step.work);
 }
 
-void Program::run(const float* input, float* output, int64_t rows, ThreadPool* pool) noexcept {
-  // Their types differ by const alone.
+void Program::repeat(size_t step, int repeats, ThreadPool* pool) const {
+  const LayerWeight& weight = weights_[step];
+  if (cuda_) return cuda_->repeat(steps_[step], ceil_div(rows_, lanes_), repeats, weight.on_device);
+  for (int i = 0; i < repeats; ++i) run(steps_[step], rows_, pool);
+}
+
+// Their types differ by const alone.
+void Program::bind(const float* input, float* output) {
   for (void* const pointer : inputs_) std::memcpy(pointer, &input, sizeof input);
   for (void* const pointer : outputs_) std::memcpy(pointer, &output, sizeof output);
+}
+
+void Program::run(const float* input, float* output, int64_t rows, ThreadPool* pool) {
+  if (cuda_) return cuda_->run(steps_, ceil_div(rows, lanes_), input, output);
+  bind(input, output);
   if (rows != batch_)
     for (int64_t* const batch : batches_) *batch = rows;
   batch_ = rows;

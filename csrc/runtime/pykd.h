@@ -36,8 +36,11 @@ typedef enum pykd_status {
   PYKD_ERROR_ARGUMENT = 1, /* a null pointer, a size that does not fit, an option out of range */
   PYKD_ERROR_FILE = 2,     /* a file that cannot be read, or is no model file */
   PYKD_ERROR_MEMORY = 3,   /* not enough memory */
-  PYKD_ERROR_SYSTEM = 4    /* the system refused something else, such as a thread */
+  PYKD_ERROR_SYSTEM = 4    /* the system refused something else, such as a thread or a CUDA device */
 } pykd_status;
+
+typedef enum pykd_device { PYKD_CPU = 0, PYKD_CUDA = 1 } pykd_device;
+typedef enum pykd_precision { PYKD_FLOAT32 = 0, PYKD_FLOAT16 = 1, PYKD_BFLOAT16 = 2 } pykd_precision;
 
 typedef struct pykd_model pykd_model;
 typedef struct pykd_plan pykd_plan;
@@ -70,12 +73,14 @@ PYKD_API pykd_status pykd_model_takes_pixels(const pykd_model* model, int* takes
 typedef struct pykd_plan_options {
   size_t size;       /* sizeof(pykd_plan_options) */
   int64_t batch;     /* rows a run takes, 1 to 65,536 */
-  int threads;       /* 1 to 256 */
+  int threads;       /* 1 to 256; CUDA does without */
   int measure;       /* 1: times the layers' forms on this machine; 0: a model of their costs decides */
   const char* cache; /* the file that remembers what was measured; null: none */
+  int device;        /* a pykd_device: PYKD_CUDA is the first one that CUDA_VISIBLE_DEVICES lets through */
+  int precision;     /* a pykd_precision: of what CUDA's tensor cores multiply; PYKD_FLOAT32 does without them */
 } pykd_plan_options;
 
-#define PYKD_PLAN_OPTIONS {sizeof(pykd_plan_options), 1, 1, 1, NULL}
+#define PYKD_PLAN_OPTIONS {sizeof(pykd_plan_options), 1, 1, 1, NULL, PYKD_CPU, PYKD_FLOAT32}
 
 /* options: null for PYKD_PLAN_OPTIONS. Takes some milliseconds to a few seconds where it measures. On success *plan is
  * to be freed by pykd_plan_free, otherwise it is null. */

@@ -81,8 +81,10 @@ pykd_status run(pykd_plan* plan, const Input* input, size_t inputs, float* outpu
                   plan->inputs, plan->outputs, inputs, outputs);
     return fail(PYKD_ERROR_ARGUMENT, sentence);
   }
-  plan->plan.run(input, output);
-  return PYKD_OK;
+  return guarded([&] {
+    plan->plan.run(input, output);
+    return PYKD_OK;
+  });
 }
 
 }  // namespace
@@ -148,11 +150,17 @@ pykd_status pykd_plan_create(const pykd_model* of, const pykd_plan_options* opti
     return fail(PYKD_ERROR_ARGUMENT, "options.size should be sizeof(pykd_plan_options): begin with PYKD_PLAN_OPTIONS");
   if (options->measure != 0 && options->measure != 1)
     return fail(PYKD_ERROR_ARGUMENT, "options.measure should be 0 or 1");
+  if (options->device != PYKD_CPU && options->device != PYKD_CUDA)
+    return fail(PYKD_ERROR_ARGUMENT, "options.device should be PYKD_CPU or PYKD_CUDA");
+  if (options->precision < PYKD_FLOAT32 || options->precision > PYKD_BFLOAT16)
+    return fail(PYKD_ERROR_ARGUMENT, "options.precision should be PYKD_FLOAT32, PYKD_FLOAT16 or PYKD_BFLOAT16");
   return guarded([&] {
     const PlanOptions wanted{.batch = options->batch,
                              .threads = options->threads,
                              .measure = options->measure == 1,
-                             .cache = options->cache ? options->cache : ""};
+                             .cache = options->cache ? options->cache : "",
+                             .device = static_cast<Device>(options->device),
+                             .precision = static_cast<Precision>(options->precision)};
     const Model& its = model(*of->network);
     const auto rows = static_cast<size_t>(options->batch);
     *to = new pykd_plan{Plan(of->network, wanted), rows * static_cast<size_t>(product(its.input_shape)),
