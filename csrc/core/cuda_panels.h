@@ -13,67 +13,10 @@
 // a SM reads 32 floats a clock from its cache, a quarter of what it multiplies; 32 of its 86 instructions do.
 #pragma once
 
-#include "core/dtype.h"
-#include "core/sparse_tiles.h"
-
-struct CUstream_st;
+#include "core/cuda_places.h"
+#include "core/cuda_squares.h"
 
 namespace pykd::PYKD_ISA {
-
-constexpr int kWarps = 4;  // of a block
-// Warps that keep the schedulers of an H200 (132 SMs of 4) busy, and blocks: beyond so many each takes more tiles.
-constexpr int64_t kBusy = 1056;
-
-// The quotient of numbers >= 0, which mostly have 32 bits: that takes a fifth of the instructions.
-__device__ inline int64_t quotient(int64_t a, int64_t b) {
-  return (a | b) >> 32 ? a / b : static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
-}
-
-// NaN stays NaN, as in torch.
-__device__ inline float activated(float result, Activation activation) {
-  const float least = activation == Activation::kRelu ? 0 : -__builtin_inff();
-  return result < least ? least : result;
-}
-
-// A thread's V places of a row in one access, or 32 apart in V.
-template <int V, bool kVector>
-__device__ void read_places(const float* const (&from)[kVector ? 1 : V], int64_t at, float (&to)[V]) {
-  if constexpr (kVector) {
-    static_assert(sizeof to == sizeof(uint4));
-    const uint4 whole = *reinterpret_cast<const uint4*>(from[0] + at);
-    memcpy(to, &whole, sizeof to);
-  } else {
-    PYKD_UNROLL for (int v = 0; v < V; ++v) to[v] = from[v][at];
-  }
-}
-template <int V, bool kVector>
-__device__ void write_places(float* const (&to)[kVector ? 1 : V], int64_t at, const float (&from)[V], int present) {
-  if constexpr (kVector) {
-    uint4 whole;
-    memcpy(&whole, from, sizeof from);
-    if (present > 0) *reinterpret_cast<uint4*>(to[0] + at) = whole;
-  } else {
-    PYKD_UNROLL for (int v = 0; v < V; ++v) {
-      if (v < present) to[v][at] = from[v];
-    }
-  }
-}
-
-// Places lie in groups of rows; all strides are in floats.
-struct Places {
-  int64_t count;
-  int64_t row, rows;  // places of a row, rows of a group
-  int64_t lanes;      // every column begins at a multiple of
-  const float* input;
-  int64_t row_stride, group_stride;
-  const int32_t* offsets;  // [columns], where each begins in a group; null: lane after lane
-  float* output;
-  int64_t out_row_stride, out_group_stride, out_channel_stride;
-  const float* bias;  // or null
-  Activation activation;
-
-  __device__ int64_t column(int32_t c) const { return offsets ? offsets[c] : c * lanes; }
-};
 
 // Columns begin to end of those that are staged, N inputs a place under way. A pair's rows have columns of their own.
 template <int N, bool kVector, int R, int V, int kStaged, int kInputs, int kPointers>
@@ -105,19 +48,7 @@ __global__ void __launch_bounds__(32 * kWarps, R* V >= 32 || V == 1 ? 4 : 6) pan
   auto& values = shared_values[warp];
   auto& columns = shared_columns[warp];
 
-  constexpr int kPointers = kVector ? 1 : V, kStep = kVector ? 1 : 32;
-  const float* from[kPointers];
-  float* to[kPointers];
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * (32 * V) + lane * (kVector ? V : 1), left = p.count - first;
-  const int present = left <= 0 ? 0 : left < V * kStep ? static_cast<int>(left + kStep - 1) / kStep : V;
-  PYKD_UNROLL for (int i = 0; i < kPointers; ++i) {
-    const int64_t place = i < present ? first + kStep * i : 0;  // any: its results are not stored
-    const int64_t group = quotient(place, p.row * p.rows), in_group = place - group * p.row * p.rows;
-    const int64_t y = quotient(in_group, p.row), x = in_group - y * p.row;
-    from[i] = p.input + group * p.group_stride + y * p.row_stride + x;
-    to[i] = p.output + group * p.out_group_stride + y * p.out_row_stride + x;
-  }
-
+  const Stretch<V, kVector, 32> places(p, static_cast<int64_t>(blockIdx.x) * (32 * V) + lane * (kVector ? V : 1));
   const int height = kPairs ? R : w.height, parts = height / R;
   const auto width = static_cast<uint32_t>(w.width);
   const int64_t tasks = w.tiles * parts, step = static_cast<int64_t>(gridDim.y) * kWarps;
@@ -147,7 +78,7 @@ __global__ void __launch_bounds__(32 * kWarps, R* V >= 32 || V == 1 ? 4 : 6) pan
         if (i + lane / R < count) values[i + lane / R][lane % R] = *value;
       }
       __syncwarp();
-      add_columns<R == 16 ? 2 : 16 / V / kInputs, kVector>(values, columns, 0, count, from, results);
+      add_columns<R == 16 ? 2 : 16 / V / kInputs, kVector>(values, columns, 0, count, places.from, results);
       __syncwarp();
     }
     if (lane < R) {
@@ -160,29 +91,13 @@ __global__ void __launch_bounds__(32 * kWarps, R* V >= 32 || V == 1 ? 4 : 6) pan
       if (row < 0) continue;
       const float bias = shared_bias[warp][r];
       PYKD_UNROLL for (int v = 0; v < V; ++v) results[r][v] = activated(results[r][v] + bias, p.activation);
-      write_places<V, kVector>(to, row * p.out_channel_stride, results[r], present);
+      write_places<V, kVector>(places.to, row * p.out_channel_stride, results[r], places.present);
     }
     __syncwarp();
   }
 }
 
 // ---- on the host ----------------------------------------------------------------------------------------------------
-
-// Blocks (x, y) for so many parts of the batch, each of which needs `most` blocks at the most. x has room for more than
-// a card's memory.
-inline dim3 grid_of(int64_t parts, int64_t most) {
-  const int64_t wanted = ceil_div(kBusy, parts);
-  return dim3(static_cast<unsigned>(parts), static_cast<unsigned>(wanted < most ? wanted : most));
-}
-
-// Whether 4 places from a multiple of 4 on are one access: of several lanes, 16 at the least.
-inline bool is_vector(const Places& p) {
-  int64_t all =
-      p.row | p.row_stride | p.group_stride | p.out_row_stride | p.out_group_stride | p.out_channel_stride | p.lanes;
-  for (const void* pointer : {static_cast<const void*>(p.input), static_cast<const void*>(p.output)})
-    all |= static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer) / sizeof(float));
-  return all % 4 == 0;
-}
 
 template <int R, int V, bool kPairs>
 void launch_tiles(const SparseTiles& w, const Places& p, CUstream_st* stream) {
@@ -211,7 +126,7 @@ void launch_places(const SparseTiles& w, const Places& p, CUstream_st* stream) {
 
 inline CudaStatus launch_panels(const SparseTiles& w, const Places& p, CUstream_st* stream) {
   if (p.count == 0) return cudaSuccess;
-  launch_places<4>(w, p, stream);
+  w.halves ? launch_squares(w, p, stream) : launch_places<4>(w, p, stream);
   return cudaGetLastError();
 }
 

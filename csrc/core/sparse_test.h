@@ -1,7 +1,6 @@
 // What the C++ tests of the sparse kernels share: a random sparse matrix, dense and packed.
 #pragma once
 
-#include <bit>
 #include <cstring>
 #include <random>
 #include <vector>
@@ -17,9 +16,9 @@ struct SparseMatrix {
   std::vector<char> packed;  // with its own alignment, see head()
 
   // Blocks are stored with probability `density`; one in eight of a stored block's entries is 0 all the same. For
-  // bfloat16 there are values that it holds alone.
+  // halves there are values that they hold alone.
   SparseMatrix(int64_t rows, int64_t columns, int64_t block_rows, int64_t block_columns, double density,
-               std::mt19937& random, int64_t groups = 1, bool bfloat16 = false)
+               std::mt19937& random, int64_t groups = 1, DType halves = DType::kFloat32)
       : rows(rows),
         columns(columns),
         block_rows(std::min(block_rows, rows)),
@@ -29,7 +28,6 @@ struct SparseMatrix {
     const int64_t r = this->block_rows, c = this->block_columns, across = (columns + c - 1) / c;
     std::uniform_real_distribution<float> uniform;
     std::normal_distribution<float> normal;
-    const uint32_t mask = bfloat16 ? 0xFFFF0000u : ~0u;
     std::vector<int64_t> positions;
     std::vector<float> values;
     for (int64_t at = 0; at < across * ((rows + r - 1) / r); ++at) {
@@ -40,13 +38,13 @@ struct SparseMatrix {
           const int64_t row = at / across * r + i, column = at % across * c + j;
           const bool inside = row < rows && column < columns;
           const float drawn = inside && uniform(random) >= 0.125f ? normal(random) : 0;
-          const float value = std::bit_cast<float>(std::bit_cast<uint32_t>(drawn) & mask);
+          const float value = halves == DType::kFloat32 ? drawn : rounded(drawn, halves);
           values.push_back(value);
           if (inside) dense[static_cast<size_t>(row * columns + column)] = value;
         }
     }
-    packed = pack_sparse({positions.data(), values.data(), static_cast<int64_t>(positions.size()), rows, columns, r, c,
-                          groups, bfloat16});
+    packed = pack_sparse(
+        {positions.data(), values.data(), static_cast<int64_t>(positions.size()), rows, columns, r, c, groups, halves});
   }
 
   const PackedSparse& head() const { return *reinterpret_cast<const PackedSparse*>(packed.data()); }

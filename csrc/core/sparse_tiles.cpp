@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/half.h"
+
 namespace pykd {
 namespace {
 
@@ -95,18 +97,17 @@ Tiles shared_of(const SparseBlocks& b) {
 }
 
 // Whether nothing is lost.
-bool all_bfloat16(const std::vector<float>& values) {
-  return std::ranges::all_of(values, [](float value) { return (std::bit_cast<uint32_t>(value) & 0xFFFF) == 0; });
+bool hold(DType halves, const std::vector<float>& values) {
+  return std::ranges::all_of(values, [&](float value) { return std::isnan(value) || rounded(value, halves) == value; });
 }
 
 // The values of a shared set as pairs of columns: [runs, width / 2, height, 2].
-std::vector<uint16_t> halves_of(const Tiles& tiles) {
+std::vector<uint16_t> halves_of(const Tiles& tiles, DType dtype) {
   std::vector<uint16_t> halves(tiles.values.size());
   const size_t height = static_cast<size_t>(tiles.height);
   for (size_t i = 0; i < halves.size(); ++i) {
     const size_t column = i / height, row = i % height;
-    halves[(column / 2 * height + row) * 2 + column % 2] =
-        static_cast<uint16_t>(std::bit_cast<uint32_t>(tiles.values[i]) >> 16);
+    halves[(column / 2 * height + row) * 2 + column % 2] = half_bits(tiles.values[i], dtype);
   }
   return halves;
 }
@@ -123,23 +124,35 @@ struct Buffer {
     return static_cast<int64_t>(at);
   }
 
-  PackedSparse::Set add(const Tiles& tiles, bool halves) {
+  PackedSparse::Set add(const Tiles& tiles, DType dtype) {
     PackedSparse::Set set{static_cast<int64_t>(tiles.starts.size()) - 1,
                           tiles.runs(),
                           tiles.height,
                           tiles.width,
                           tiles.pairs,
-                          halves,
+                          static_cast<int64_t>(dtype),
                           add(tiles.starts),
                           add(tiles.outputs),
                           add(tiles.columns),
                           0};
-    set.values = halves ? add(halves_of(tiles), kTileSlack) : add(tiles.values, kTileSlack);
+    set.values = dtype == DType::kFloat32 ? add(tiles.values, kTileSlack) : add(halves_of(tiles, dtype), kTileSlack);
     return set;
   }
 };
 
 }  // namespace
+
+uint16_t half_bits(float value, DType halves) {
+  uint16_t bits = 0;
+  PYKD_ISA::narrow(&value, halves, &bits, 1);
+  return bits;
+}
+
+float rounded(float value, DType halves) {
+  const uint16_t bits = half_bits(value, halves);
+  PYKD_ISA::widen(&bits, halves, &value, 1);
+  return value;
+}
 
 // Blocks of one row share nothing: for panels they are pairs, and rowwise they are read in vectors of a run's columns.
 std::vector<char> pack_sparse(const SparseBlocks& b) {
@@ -148,10 +161,11 @@ std::vector<char> pack_sparse(const SparseBlocks& b) {
   const Tiles panels = single ? pairs_of(b) : shared_of(b);
   PackedSparse head{kPackedSparse, 0, b.rows, b.columns, b.groups, {}, {}, {}};
   Buffer buffer{std::vector<char>(sizeof head)};
-  head.panels = head.rowwise = buffer.add(panels, false);
-  if (single && !straddles && b.block_columns > 1) head.rowwise = buffer.add(shared_of(b), false);
-  if (b.bfloat16 && !single && panels.height == kTileRows && panels.width % 2 == 0 && all_bfloat16(panels.values))
-    head.halves = buffer.add(panels, true);
+  head.panels = head.rowwise = buffer.add(panels, DType::kFloat32);
+  if (single && !straddles && b.block_columns > 1) head.rowwise = buffer.add(shared_of(b), DType::kFloat32);
+  if (b.halves != DType::kFloat32 && !single && panels.height == kTileRows && panels.width % 2 == 0 &&
+      hold(b.halves, panels.values))
+    head.halves = buffer.add(panels, b.halves);
   head.bytes = static_cast<int64_t>(buffer.bytes.size());
   std::memcpy(buffer.bytes.data(), &head, sizeof head);
   return std::move(buffer.bytes);

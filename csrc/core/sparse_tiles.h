@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/dtype.h"
+
 namespace pykd {
 
 // What is packed: the blocks of a matrix [rows, columns], as in pykd.sparse.SparseWeight. The rows of group g, of
@@ -23,9 +25,15 @@ struct SparseBlocks {
   int64_t columns;
   int64_t block_rows;
   int64_t block_columns;
-  int64_t groups;         // divides rows
-  bool bfloat16 = false;  // `halves`, too, where blocks have 9 to 16 rows, an even number of columns and such values
+  int64_t groups;  // divides rows
+  // float16 or bfloat16: `halves` of it, too, where blocks have 9 rows or more, an even number of columns, and values
+  // that it holds, as those from rounded().
+  DType halves = DType::kFloat32;
 };
+
+// The value as float16 or bfloat16: to nearest, ties to even. float16 makes an infinity of 65520 and more.
+uint16_t half_bits(float value, DType halves);
+float rounded(float value, DType halves);
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -38,19 +46,21 @@ struct SparseTiles {
   const int32_t* outputs;  // [tiles * height], the matrix row of each row of a tile; -1: none, its values are 0
   const int32_t* columns;  // [runs], the first column of a run; of pairs [runs, 2]
   const float* values;     // [runs, width, height]
-  const uint16_t* halves;  // bfloat16 [runs, width / 2, height, 2], values is null then; else null
+  const uint16_t* halves;  // [runs, width / 2, height, 2], values is null then; else null
   int64_t tiles;
   int64_t runs;
   int32_t height;  // 1, 2, 4, 8 or 16; of pairs 2
   int32_t width;   // of pairs 1
   bool pairs;
+  DType dtype;  // of the halves, float16 or bfloat16; float32 of values
 };
 
 // The buffer's head. `rowwise` is for a batch whose rows are read as they lie, `panels` for one whose lanes are batch
 // or image: they differ where a block has one row. `halves` has no tiles unless it was asked for.
 struct PackedSparse {
   struct Set {
-    int64_t tiles, runs, height, width, pairs, halves;
+    int64_t tiles, runs, height, width, pairs;
+    int64_t dtype;                             // as in SparseTiles
     int64_t starts, outputs, columns, values;  // bytes from the head to each
   };
   uint64_t magic;
@@ -58,23 +68,26 @@ struct PackedSparse {
   int64_t rows, columns, groups;  // of the matrix, as in SparseBlocks
   Set rowwise, panels, halves;
 };
-constexpr uint64_t kPackedSparse = 0x32656C6974646B70;  // "pkdtile2"
+constexpr uint64_t kPackedSparse = 0x33656C6974646B70;  // "pkdtile3"
 
 // The buffer. The arguments are the glue's and the reader's to check.
 std::vector<char> pack_sparse(const SparseBlocks& blocks);
 
 inline SparseTiles tiles_of(const void* packed, const PackedSparse::Set& set) {
   const char* head = static_cast<const char*>(packed);
+  const auto dtype = static_cast<DType>(set.dtype);
+  const bool halves = dtype != DType::kFloat32;
   return {reinterpret_cast<const int32_t*>(head + set.starts),
           reinterpret_cast<const int32_t*>(head + set.outputs),
           reinterpret_cast<const int32_t*>(head + set.columns),
-          set.halves ? nullptr : reinterpret_cast<const float*>(head + set.values),
-          set.halves ? reinterpret_cast<const uint16_t*>(head + set.values) : nullptr,
+          halves ? nullptr : reinterpret_cast<const float*>(head + set.values),
+          halves ? reinterpret_cast<const uint16_t*>(head + set.values) : nullptr,
           set.tiles,
           set.runs,
           static_cast<int32_t>(set.height),
           static_cast<int32_t>(set.width),
-          set.pairs != 0};
+          set.pairs != 0,
+          dtype};
 }
 
 // The first tile of part `part` of `parts` that have about as many runs each.

@@ -69,6 +69,16 @@ inline __nv_bfloat16 __float2bfloat16(float x) {  // to nearest, ties to even; e
   return {static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)};
 }
 
+struct __half2 {
+  __half x, y;
+};
+inline __half2 __floats2half2_rn(float x, float y) { return {__float2half(x), __float2half(y)}; }
+
+struct __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+};
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__float2bfloat16(x), __float2bfloat16(y)}; }
+
 namespace pykd::emulation {
 
 // State of the emulation itself is read and written between switches of one OS thread: no race, and none of TSan's

@@ -37,7 +37,7 @@ auto sparse_pack(const pybind11::array_t<int64_t, pybind11::array::c_style>& pos
   TORCH_CHECK_VALUE(positions.ndim() == 1 && values.ndim() == 3 && values.shape(0) == positions.shape(0),
                     "sparse_pack: values must be [stored, block rows, block columns] for positions [stored]");
   return pykd::glue::sparse_pack({positions.data(), values.data(), positions.shape(0), rows, columns, values.shape(1),
-                                  values.shape(2), groups, bfloat16},
+                                  values.shape(2), groups, bfloat16 ? pykd::DType::kBFloat16 : pykd::DType::kFloat32},
                                  device);
 }
 

@@ -14,10 +14,12 @@ struct Case {
   double density;
   int64_t groups, height, width, lanes;  // of the output
   int64_t slack = 0;                     // floats between rows of the output, and between its channels
+  DType halves = DType::kFloat32;
 };
 
 void test(const Case& c, std::mt19937& random) {
-  const SparseMatrix w(c.out, c.columns, c.block_rows, c.block_columns, c.density, random);
+  const SparseMatrix w(c.out, c.columns, c.block_rows, c.block_columns, c.density, random, 1, c.halves);
+  const bool halves = c.halves != DType::kFloat32;
   constexpr int64_t kTaps = 3;  // a column is one of three neighbours in the rows of a channel
   const int64_t row_stride = (c.width + 2) * c.lanes, channel = c.height * row_stride;
   const int64_t group_stride = (c.columns + kTaps - 1) / kTaps * channel;
@@ -29,8 +31,8 @@ void test(const Case& c, std::mt19937& random) {
   const bool relu = random() % 2, has_bias = random() % 2;
   Buffer output(DType::kFloat32, c.groups * c.out * out_channel);
   const int status = pykd::sparse_conv2d_cuda(
-      {w.panels(), planes.data(), offsets.data(), group_stride, row_stride, c.lanes, c.height, c.width,
-       reinterpret_cast<float*>(output.data()), c.out * out_channel, out_channel, out_row,
+      {halves ? w.halves() : w.panels(), planes.data(), offsets.data(), group_stride, row_stride, c.lanes, c.height,
+       c.width, reinterpret_cast<float*>(output.data()), c.out * out_channel, out_channel, out_row,
        has_bias ? bias.data() : nullptr, relu ? pykd::Activation::kRelu : pykd::Activation::kNone},
       c.groups, nullptr);
   bool right = status == 0;
@@ -42,13 +44,18 @@ void test(const Case& c, std::mt19937& random) {
         for (int64_t x = 0; x < c.width * c.lanes; ++x) {
           double sum = has_bias ? bias[static_cast<size_t>(o)] : 0, size = std::abs(sum);
           for (int64_t i = 0; i < c.columns; ++i) {
-            const double term =
-                static_cast<double>(w.dense[static_cast<size_t>(o * c.columns + i)]) *
+            const float read =
                 planes[static_cast<size_t>(g * group_stride + offsets[static_cast<size_t>(i)] + y * row_stride + x)];
+            const double term = static_cast<double>(w.dense[static_cast<size_t>(o * c.columns + i)]) *
+                                (halves ? pykd::rounded(read, c.halves) : read);
             sum += term;
             size += std::abs(term);
           }
-          const double wanted = relu && sum < 0 ? 0 : sum, bound = static_cast<double>(c.columns + 4) * 0x1p-24 * size;
+          // A rounding for each of the terms, the sums of up to 8 parts and the bias; tensor cores may cut off instead.
+          const double wanted = relu && sum < 0 ? 0 : sum;
+          const double bound =
+              (halves ? static_cast<double>(c.columns + 8) * 0x1p-23 : static_cast<double>(c.columns + 4) * 0x1p-24) *
+              size;
           const double got = output.get((g * c.out + o) * out_channel + y * out_row + x);
           right = right && std::abs(got - wanted) <= bound;
         }
@@ -58,7 +65,9 @@ void test(const Case& c, std::mt19937& random) {
                                                  {"lanes", c.lanes},
                                                  {"slack", c.slack},
                                                  {"density", c.density},
-                                                 {"relu", relu}});
+                                                 {"relu", relu},
+                                                 {"halves", static_cast<int>(c.halves)}});
+  check(!halves || w.halves().tiles > 0, name + ": halves");
   check(right, name);
   check(written == c.groups * c.out * c.height * c.width * c.lanes, name + ": places alone");
   check(output.intact(), name + ": beyond the output");
@@ -87,5 +96,23 @@ int main() {
       }
   test({37, 45, 4, 4, 0.5, 0, 4, 7, 1}, random);   // no images
   test({8480, 5, 1, 1, 0.5, 2, 3, 3, 1}, random);  // blocks that take a second round of tiles
+  for (const DType halves : {DType::kFloat16, DType::kBFloat16}) {
+    for (const int64_t lanes : {1, 16, 48})
+      for (const int64_t block : {9, 16, 20})
+        for (const auto& [width, density] : {std::pair{2, 0.0}, {2, 0.3}, {6, 1.0}, {16, 0.5}, {34, 0.7}, {46, 1.0}})
+          test({37, 46, block, width, density, lanes == 1 ? 3 : 1, 2, 5, lanes,
+                width % 4    ? 0
+                : lanes == 1 ? 3
+                             : 4,
+                halves},
+               random);
+    test({37, 46, 16, 16, 0.5, 0, 4, 7, 1, 0, halves}, random);
+    if (kSlow) continue;
+    // Work enough for 2 and for 4 places a lane: apart, and in one access.
+    test({1060, 46, 16, 6, 0.3, 3, 9, 11, 1, 3, halves}, random);
+    test({1060, 46, 16, 6, 0.3, 6, 9, 11, 1, 3, halves}, random);
+    test({1060, 46, 16, 6, 0.3, 2, 3, 6, 16, 16, halves}, random);
+    test({1060, 46, 16, 6, 0.3, 2, 3, 6, 16, 3, halves}, random);
+  }
   return report();
 }

@@ -91,7 +91,7 @@ void launch_rowwise(const SparseLinear& a, CUstream_st* stream) {
 }  // namespace pykd::cuda
 
 pykd::CudaStatus pykd::sparse_linear_cuda(const SparseLinear& args, CUstream_st* stream) {
-  if (args.lanes != 1)
+  if (args.lanes != 1 || args.weight.halves)
     return cuda::launch_panels(args.weight,
                                {.count = args.batch,
                                 .row = args.lanes,

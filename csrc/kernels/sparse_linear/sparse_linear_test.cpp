@@ -3,8 +3,6 @@
 // apart, every output between sentinels.
 #include "kernels/sparse_linear/sparse_linear.h"
 
-#include <bit>
-
 #include "core/sparse_test.h"
 
 PYKD_DECLARE_LEVELS(sparse_linear_cpu,
@@ -91,14 +89,6 @@ void test(const SparseMatrix& w, int64_t batch, int64_t lanes, bool relu, bool h
   }
 }
 
-uint16_t bfloat16_of(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-double rounded(float value) {
-  return static_cast<double>(std::bit_cast<float>(static_cast<uint32_t>(bfloat16_of(value)) << 16));
-}
-
 using BFloat16Kernel = void (*)(const SparseLinearBFloat16&, int64_t, int64_t, int64_t, int64_t);
 
 void test_bfloat16(const SparseMatrix& w, int64_t batch, DType dtype, std::mt19937& random) {
@@ -110,7 +100,7 @@ void test_bfloat16(const SparseMatrix& w, int64_t batch, DType dtype, std::mt199
 #endif
   const std::vector<float> given = filled(batch * w.columns, random), bias = filled(w.rows, random);
   std::vector<uint16_t> input(given.size());
-  std::ranges::transform(given, input.begin(), bfloat16_of);
+  std::ranges::transform(given, input.begin(), [](float value) { return pykd::half_bits(value, DType::kBFloat16); });
   const bool relu = random() % 2;
   std::vector<double> wanted, bounds;
   for (int64_t b = 0; b < batch; ++b)
@@ -118,7 +108,8 @@ void test_bfloat16(const SparseMatrix& w, int64_t batch, DType dtype, std::mt199
       double sum = bias[static_cast<size_t>(o)], size = std::abs(sum);
       for (int64_t i = 0; i < w.columns; ++i) {
         const double term =
-            w.dense[static_cast<size_t>(o * w.columns + i)] * rounded(given[static_cast<size_t>(b * w.columns + i)]);
+            w.dense[static_cast<size_t>(o * w.columns + i)] *
+            static_cast<double>(pykd::rounded(given[static_cast<size_t>(b * w.columns + i)], DType::kBFloat16));
         sum += term;
         size += std::abs(term);
       }
@@ -143,15 +134,55 @@ void test_bfloat16(const SparseMatrix& w, int64_t batch, DType dtype, std::mt199
     }
 }
 
+// Halves are made where nothing is lost, and hold the values as pairs of columns.
+void test_packed_halves(DType halves, std::mt19937& random) {
+  for (const auto& [height, width] : {std::pair<int64_t, int64_t>{9, 2}, {16, 16}, {40, 6}, {8, 2}, {16, 3}, {1, 2}}) {
+    const SparseMatrix w(40, 30, height, width, 0.5, random, 1, halves);
+    const bool made = height > 8 && width % 2 == 0;
+    const pykd::SparseTiles tiles = w.halves(), floats = w.panels();
+    bool right = made ? tiles.tiles == floats.tiles && tiles.runs == floats.runs && tiles.dtype == halves
+                      : tiles.tiles == 0 && tiles.halves == nullptr;
+    for (int64_t i = 0; made && i < tiles.runs * width * 16; ++i) {
+      const int64_t column = i / 16, half = (column / 2 * 16 + i % 16) * 2 + column % 2;
+      right = right && tiles.halves[half] == pykd::half_bits(floats.values[i], halves);
+    }
+    check(right, "packed halves" + w.name());
+  }
+  const int64_t position = 0;
+  const bool narrow = halves == DType::kFloat16;
+  for (const auto& [value, held] : {std::pair{1 + 0x1p-7f, true},
+                                    {1 + 0x1p-10f, narrow},
+                                    {1 + 0x1p-11f, false},
+                                    {65504.0f, narrow},
+                                    {0x1p17f, !narrow},
+                                    {0x1p-24f, true},
+                                    {0x1p-25f, !narrow}}) {
+    std::vector<float> values(32, 1);
+    values[9] = value;
+    const std::vector<char> packed = pykd::pack_sparse({&position, values.data(), 1, 16, 2, 16, 2, 1, halves});
+    const auto* head = reinterpret_cast<const pykd::PackedSparse*>(packed.data());
+    check((head->halves.tiles != 0) == held && (pykd::rounded(value, halves) == value) == held,
+          "halves" + described({{"hold", value}, {"halves", static_cast<int>(halves)}}));
+  }
+  check(pykd::rounded(1 + 0x1p-8f, DType::kBFloat16) == 1 &&
+            pykd::rounded(1 + 0x1.8p-7f, DType::kBFloat16) == 1 + 0x1p-6f,
+        "bfloat16 rounds to nearest, ties to even");
+  check(pykd::rounded(1 + 0x1p-11f, DType::kFloat16) == 1 &&
+            pykd::rounded(1 + 0x1.8p-10f, DType::kFloat16) == 1 + 0x1p-9f &&
+            std::isinf(pykd::rounded(65520, DType::kFloat16)),
+        "float16 rounds to nearest, ties to even");
+}
+
 }  // namespace
 
 int main() {
   std::mt19937 random(20261);
+  for (const DType halves : {DType::kFloat16, DType::kBFloat16}) test_packed_halves(halves, random);
   for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{16, 16}, {33, 70}, {96, 64}, {40, 128}})
     for (const auto& [r, c] : {std::pair<int64_t, int64_t>{16, 16}, {16, 32}, {12, 6}, {32, 64}, {1000, 1000}})
       for (const double density : {0.0, 0.3, 1.0}) {
         if (kSlow && random() % 4) continue;
-        const SparseMatrix w(rows, columns, r, c, density, random, 1, true);
+        const SparseMatrix w(rows, columns, r, c, density, random, 1, DType::kBFloat16);
         check(w.halves().tiles == w.panels().tiles, "halves" + w.name());
         for (const int64_t batch : {0, 1, 5, 16, 85})
           test_bfloat16(w, batch, batch % 2 ? DType::kFloat32 : DType::kBFloat16, random);
