@@ -18,7 +18,7 @@ STD = r"<[a-z0-9_]+>"  # the standard library's headers have no folder and no su
 SIMD = r"<(immintrin|arm_neon)\.h>"
 CUDA = r"<cuda_(runtime|fp16|bf16)\.h>"
 CORE = r'"core/(?!cuda\.h)\w+\.h"'
-EMULATION = r'<ucontext\.h>|<sanitizer/tsan_interface\.h>|"emulation/\w+\.h"'
+EMULATION = r'<ucontext\.h>|<sanitizer/(asan|tsan)_interface\.h>|"emulation/\w+\.h"'
 BINDINGS = r"<pybind11/.+>|<torch/csrc/(Exceptions|utils/pybind)\.h>"
 DOOR = r'"kernels/(\w+)/\1\.h"'
 RUNTIME = r'"runtime/(fuzz/)?\w+\.h"'
@@ -37,6 +37,8 @@ LAW = [
     ("runtime/pykd.h", [r"<std(def|int)\.h>"]),  # C
     ("runtime/module.cpp", [STD, CORE, RUNTIME, r"<pybind11/.+>"]),
     ("runtime/json.*", [STD, RUNTIME, r"<nlohmann/json\.hpp>"]),
+    ("runtime/*_cuda.cpp", [STD, r'"core/\w+\.h"', DOOR, RUNTIME]),
+    ("runtime/*_cuda_test.cpp", [STD, CORE, RUNTIME, r'"emulation/cuda_runtime\.h"']),
     ("runtime/*", [STD, CORE, DOOR, RUNTIME, POSIX]),
     ("torch/module.cpp", [STD, CORE, TORCH, r'"torch/(ops/)?\w+\.h"', BINDINGS]),
     ("torch/ops/*", [STD, CORE, TORCH, r'"torch/\w+\.h"', r'"torch/ops/{op}\.h"', r'"kernels/{op}/{op}\.h"']),
