@@ -40,5 +40,6 @@ void repack_planes_cpu(const RepackPlanes& args, int64_t begin, int64_t end);
 // Enqueue on `stream` and return; never synchronise, never allocate.
 CudaStatus pack_planes_cuda(const PackPlanes& args, CUstream_st* stream);
 CudaStatus unpack_planes_cuda(const UnpackPlanes& args, CUstream_st* stream);
+CudaStatus repack_planes_cuda(const RepackPlanes& args, int64_t groups, CUstream_st* stream);
 
 }  // namespace pykd

@@ -4,7 +4,8 @@
 
 // The floor is memory: 8 bytes a float32 pixel, 6 one of two bytes, 4 one of a border. While an H200 (4.8 TB/s; 132 SMs
 // of 128 lanes at 1.75 GHz) moves 8 bytes it has 49 instruction slots: a thread finds out once where its pixels lie,
-// some 100 instructions each, for all groups and lanes that its block moves.
+// some 100 instructions each, for all groups and lanes that its block moves. Planes to planes move 8 bytes a pixel and
+// lane, four lanes in one access.
 namespace pykd::cuda {
 namespace {
 
@@ -27,6 +28,11 @@ struct Spot {
   int64_t image, plane;
 };
 
+// Of images: from one channel, row, pixel to the next.
+struct Strides {
+  int64_t channel, row, pixel;
+};
+
 // Coordinate x of the places of one side, phases side by side, so that neighbours in the image are neighbours here.
 struct Coordinate {
   int64_t image;  // outside of [0, side.length): a border
@@ -39,13 +45,13 @@ struct Coordinate {
 };
 
 // The i-th pixel of a group that is packed: of its planes.
-__device__ Spot packed(const PlaneLayout& l, uint32_t i) {
+__device__ Spot packed(const PlaneLayout& l, const Strides& image, uint32_t i) {
   const auto width = static_cast<uint32_t>(l.horizontal.phases * l.horizontal.places),
              height = static_cast<uint32_t>(l.vertical.phases * l.vertical.places);
   const uint32_t row = i / width, channel = row / height;
   const Coordinate x(l.horizontal, i - row * width), y(l.vertical, row - channel * height);
   const bool inside = x.image >= 0 && x.image < l.horizontal.length && y.image >= 0 && y.image < l.vertical.length;
-  return {inside ? (channel * l.vertical.length + y.image) * l.horizontal.length + x.image : -1,
+  return {inside ? channel * image.channel + y.image * image.row + x.image * image.pixel : -1,
           channel * l.channel_stride() + (y.phase * l.horizontal.phases + x.phase) * l.phase_stride() +
               y.place * l.row_stride() + x.place * l.lanes};
 }
@@ -60,7 +66,8 @@ __device__ Spot unpacked(const PlaneLayout& l, uint32_t i) {
 
 template <bool kPack>
 __device__ Spot spot_of(const Move& a, uint32_t i) {
-  return kPack ? packed(a.layout, i) : unpacked(a.layout, i);
+  const int64_t height = a.layout.vertical.length, width = a.layout.horizontal.length;
+  return kPack ? packed(a.layout, {height * width, width, 1}, i) : unpacked(a.layout, i);
 }
 
 // One lane: neighbouring threads take neighbouring pixels.
@@ -142,24 +149,71 @@ __global__ void __launch_bounds__(kSquareThreads) squares(Move a) {
     }
 }
 
+// Planes to planes, E of lanes an entry: neighbouring threads take neighbouring lanes, then pixels.
+template <typename E>
+__global__ void __launch_bounds__(kThreads) repack(RepackPlanes a, int64_t groups, uint32_t entries) {
+  constexpr int kLanes = sizeof(E) / sizeof(float);
+  const auto lanes = static_cast<uint32_t>(a.layout.lanes / kLanes);
+  Spot spots[kAlone];
+  PYKD_UNROLL for (int i = 0; i < kAlone; ++i) {
+    const int64_t at = (static_cast<int64_t>(blockIdx.x) * kAlone + i) * blockDim.x + threadIdx.x;
+    const uint32_t entry = at < entries ? static_cast<uint32_t>(at) : 0, pixel = entry / lanes;
+    const Spot spot = packed(a.layout, {a.input.channel_stride, a.input.row_stride, a.layout.lanes}, pixel);
+    const uint32_t lane = (entry - pixel * lanes) * kLanes;
+    spots[i] = {at < entries && spot.image >= 0 ? spot.image + lane : -1, spot.plane + lane};
+  }
+  for (int64_t group = blockIdx.y; group < groups; group += gridDim.y) {
+    const float* const from = a.input.data + group * a.input.group_stride;
+    float* const to = a.planes + group * a.layout.group_stride();
+    E values[kAlone] = {};
+    PYKD_UNROLL for (int i = 0; i < kAlone; ++i) {
+      if (spots[i].image >= 0) values[i] = *reinterpret_cast<const E*>(from + spots[i].image);
+    }
+    PYKD_UNROLL for (int i = 0; i < kAlone; ++i) {
+      if (spots[i].image >= 0) *reinterpret_cast<E*>(to + spots[i].plane) = values[i];
+    }
+  }
+}
+
+// ---- on the host ----------------------------------------------------------------------------------------------------
+
+int64_t divided(int64_t x, int64_t y) { return (x + y - 1) / y; }
+int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
+
+// Blocks side by side first, then as many over groups and lanes as keep the card busy.
+dim3 grid_of(int64_t across, int64_t groups, int64_t lanes) {
+  const int64_t y = smaller(groups, divided(kBusy, across * lanes));
+  return dim3(static_cast<unsigned>(across), static_cast<unsigned>(smaller(y, kMostAcross)),
+              static_cast<unsigned>(smaller(lanes, kMostAcross)));
+}
+
+// Of a block whose threads have kAlone of so many each.
+unsigned threads_for(int64_t entries) {
+  return static_cast<unsigned>(smaller(kThreads, divided(entries, 32 * kAlone) * 32));
+}
+
 template <typename E, bool kPack>
 CudaStatus launch(const Move& a, CUstream_st* stream) {
   if (a.batch == 0 || a.pixels == 0) return cudaSuccess;
-  const auto divided = [](int64_t x, int64_t y) { return (x + y - 1) / y; };
-  const auto smaller = [](int64_t x, int64_t y) { return x < y ? x : y; };
-  // Blocks side by side first, then as many over groups and lanes as keep the card busy.
-  const auto grid = [&](int64_t pixels_of_block, int64_t lanes_of_block) {
-    const int64_t across = divided(a.pixels, pixels_of_block), z = divided(a.layout.lanes, lanes_of_block);
-    const int64_t y = smaller(a.groups, divided(kBusy, across * z));
-    return dim3(static_cast<unsigned>(across), static_cast<unsigned>(smaller(y, kMostAcross)),
-                static_cast<unsigned>(smaller(z, kMostAcross)));
-  };
   if (a.layout.lanes == 1) {
-    const auto threads = static_cast<unsigned>(smaller(kThreads, divided(a.pixels, 32 * kAlone) * 32));
-    PYKD_LAUNCH(grid(threads * kAlone, 1), threads, 0, stream, alone<E, kPack>)(a);
+    const unsigned threads = threads_for(a.pixels);
+    const dim3 grid = grid_of(divided(a.pixels, threads * kAlone), a.groups, 1);
+    PYKD_LAUNCH(grid, threads, 0, stream, alone<E, kPack>)(a);
   } else {
-    PYKD_LAUNCH(grid(kSquarePixels, kSquareLanes), kSquareThreads, 0, stream, squares<E, kPack>)(a);
+    const dim3 grid = grid_of(divided(a.pixels, kSquarePixels), a.groups, divided(a.layout.lanes, kSquareLanes));
+    PYKD_LAUNCH(grid, kSquareThreads, 0, stream, squares<E, kPack>)(a);
   }
+  return cudaGetLastError();
+}
+
+template <typename E>
+CudaStatus launch_repack(const RepackPlanes& a, int64_t groups, CUstream_st* stream) {
+  const int64_t entries =
+      a.layout.group_stride() * static_cast<int64_t>(sizeof(float)) / static_cast<int64_t>(sizeof(E));
+  if (groups == 0 || entries == 0) return cudaSuccess;
+  const unsigned threads = threads_for(entries);
+  const dim3 grid = grid_of(divided(entries, threads * kAlone), groups, 1);
+  PYKD_LAUNCH(grid, threads, 0, stream, repack<E>)(a, groups, static_cast<uint32_t>(entries));
   return cudaGetLastError();
 }
 
@@ -192,6 +246,13 @@ CudaStatus pack_planes_cuda(const PackPlanes& a, CUstream_st* stream) {
 
 CudaStatus unpack_planes_cuda(const UnpackPlanes& a, CUstream_st* stream) {
   return cuda::move<false>(a.images, const_cast<float*>(a.planes), a.batch, a.layout, a.dtype, stream);
+}
+
+CudaStatus repack_planes_cuda(const RepackPlanes& a, int64_t groups, CUstream_st* stream) {
+  int64_t all = a.layout.lanes | a.input.group_stride | a.input.channel_stride | a.input.row_stride;
+  for (const float* pointer : {static_cast<const float*>(a.input.data), static_cast<const float*>(a.planes)})
+    all |= static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer) / sizeof(float));
+  return all % 4 == 0 ? cuda::launch_repack<uint4>(a, groups, stream) : cuda::launch_repack<float>(a, groups, stream);
 }
 
 }  // namespace pykd

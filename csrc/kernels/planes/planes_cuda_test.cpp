@@ -82,6 +82,40 @@ void test_unpack(const PlaneLayout& l, int64_t batch, DType dtype) {
   check(images.intact() && planes == before, "unpack, beyond the buffers:" + described_layout(l, batch, dtype));
 }
 
+// From rows and channels and groups with `slack` floats between them; with an offset nothing is aligned.
+void test_repack(const PlaneLayout& l, int64_t groups, int64_t slack, int64_t offset) {
+  const int64_t height = l.vertical.length, width = l.horizontal.length, row_stride = width * l.lanes + slack;
+  const int64_t channel_stride = height * row_stride + slack, group_stride = l.channels * channel_stride + slack;
+  std::normal_distribution<float> normal;
+  Buffer input(DType::kFloat32, groups * group_stride, offset), planes(DType::kFloat32, groups * l.group_stride());
+  for (int64_t i = 0; i < groups * group_stride; ++i) input.set(i, static_cast<double>(normal(random_bits)));
+  const Buffer before = input, unwritten = planes;
+  bool right =
+      pykd::repack_planes_cuda({{reinterpret_cast<float*>(input.data()), group_stride, channel_stride, row_stride},
+                                reinterpret_cast<float*>(planes.data()),
+                                l},
+                               groups, nullptr) == 0;
+  int64_t at = 0;
+  for (int64_t group = 0; group < groups; ++group)
+    for (int64_t channel = 0; channel < l.channels; ++channel)
+      for (int64_t down = 0; down < l.vertical.phases; ++down)
+        for (int64_t across = 0; across < l.horizontal.phases; ++across)
+          for (int64_t row = 0; row < l.vertical.places; ++row)
+            for (int64_t place = 0; place < l.horizontal.places; ++place)
+              for (int64_t lane = 0; lane < l.lanes; ++lane, ++at) {
+                const int64_t y = row * l.vertical.step + down - l.vertical.padding;
+                const int64_t x = place * l.horizontal.step + across - l.horizontal.padding;
+                const double got = planes.get(at);
+                right = right && (y >= 0 && y < height && x >= 0 && x < width
+                                      ? got == input.get(group * group_stride + channel * channel_stride +
+                                                         y * row_stride + x * l.lanes + lane)
+                                      : std::isnan(got));  // as it was
+              }
+  const std::string name = described_layout(l, groups, DType::kFloat32) + described({{"slack", slack}});
+  check(right, "repack:" + name);
+  check(planes.intact() && input == before && (groups || planes == unwritten), "repack, beyond the buffers:" + name);
+}
+
 int64_t one_of(std::initializer_list<int64_t> values) { return values.begin()[random_bits() % values.size()]; }
 
 }  // namespace
@@ -110,11 +144,14 @@ int main() {
                           {g.height, border, 1, 1, g.height + 2 * border},
                           {g.width, border, 1, 1, g.width + 2 * border}};
     test_unpack(out, batch, dtype);
+    const int64_t slack = one_of({0, 3, 4}), offset = lanes == 1 ? 0 : one_of({0, 1});
+    test_repack(pykd::conv2d_planes(g, lanes), one_of({0, 1, 3}), slack, offset);
   }
   // More groups than blocks, so that some take several.
   for (const int64_t lanes : {1, 16}) {
     test_pack(pykd::feature_planes(3, lanes), 1100 * lanes, DType::kFloat32);
     test_unpack(pykd::feature_planes(3, lanes), 1100 * lanes, DType::kFloat32);
+    test_repack(pykd::conv2d_planes({2, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1}, lanes), 2200, 0, 0);
   }
   return report();
 }

@@ -109,10 +109,10 @@ int main() {
     test({37, 46, 16, 16, 0.5, 0, 4, 7, 1, 0, halves}, random);
     if (kSlow) continue;
     // Work enough for 2 and for 4 places a lane: apart, and in one access.
-    test({1060, 46, 16, 6, 0.3, 3, 9, 11, 1, 3, halves}, random);
-    test({1060, 46, 16, 6, 0.3, 6, 9, 11, 1, 3, halves}, random);
-    test({1060, 46, 16, 6, 0.3, 2, 3, 6, 16, 16, halves}, random);
-    test({1060, 46, 16, 6, 0.3, 2, 3, 6, 16, 3, halves}, random);
+    test({1060, 18, 16, 6, 0.3, 3, 9, 11, 1, 3, halves}, random);
+    test({1060, 18, 16, 6, 0.3, 6, 9, 11, 1, 3, halves}, random);
+    test({1060, 18, 16, 6, 0.3, 2, 3, 6, 16, 16, halves}, random);
+    test({1060, 18, 16, 6, 0.3, 2, 3, 6, 16, 3, halves}, random);
   }
   return report();
 }
