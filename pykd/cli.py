@@ -5,6 +5,7 @@ Torch and the pipelines are imported inside the commands that need them, so that
 
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -215,11 +216,14 @@ def export(
     ],
     format: Annotated[
         Literal["pykd", "onnx"],
-        typer.Option(help="pykd's model file, or a dense float32 ONNX graph for other engines."),
+        typer.Option(help="pykd's model file, or a dense ONNX graph for other engines."),
     ] = "pykd",
     values: Annotated[
         Literal["float32", "float16", "bfloat16", "int8"],
-        typer.Option(help="How weights are stored; int8 with a scale for every output."),
+        typer.Option(
+            help="How weights are stored; int8 with a scale for every output. An ONNX graph computes in float16 where "
+            "this is float16, as TensorRT's --stronglyTyped needs; otherwise it is float32, its weights rounded so."
+        ),
     ] = "float32",
     block: Annotated[
         str | None,
@@ -258,11 +262,17 @@ def export(
     stored: Module = FileNetwork(model)
     if format == "onnx":
         from pykd.deploy import onnx
-        from pykd.deploy.onnx_network import OnnxNetwork
+        from pykd.deploy.onnx_network import Float16Network, OnnxNetwork
 
-        content = onnx.to_bytes(model)
+        content = onnx.to_bytes(model, dtype=onnx.dtype_of(values))
         stored = OnnxNetwork(content)
+        if values == "float16":
+            stored = Float16Network(model)
     found = agreement(network, stored, splits.holdout)
+    if not math.isfinite(found["difference"]):
+        raise PykdError(
+            "some answers on the held-out rows are not finite: export with --values float32, or train again"
+        )
     write_atomically(output, content, then="export again")
     line = f"{output}: {len(content):,} bytes"
     if (teacher := _weights_file(folder, "teacher")).exists():

@@ -45,8 +45,8 @@ def export(
         model: made of ``pykd.deploy.graph.KINDS``; torch.fx must be able to trace it. It is not changed.
         path: of the file, by custom ``*.pykd.safetensors`` or ``*.onnx``.
         example_input: ``[rows, ...]``, of which the first row counts.
-        format: pykd, the model file; or onnx, the same network as a dense graph in float32 (see
-            :mod:`pykd.deploy.onnx`).
+        format: pykd, the model file; or onnx, the same network as a dense graph (see :mod:`pykd.deploy.onnx`), in
+            float16 where ``values`` is float16 and in float32 otherwise.
         values: how weights are stored: float32; float16 or bfloat16, rounded to the nearest; or int8 with a float32
             scale for every output.
         block: (rows, columns) in which weights are stored; None for single entries.
@@ -81,7 +81,7 @@ def export(
         return write(network, path)
     from pykd.deploy import onnx
 
-    return onnx.write(from_bytes(to_bytes(network)), path)
+    return onnx.write(from_bytes(to_bytes(network)), path, dtype=onnx.dtype_of(values))
 
 
 def described(

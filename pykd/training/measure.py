@@ -127,18 +127,18 @@ def agreement(network: nn.Module, other: nn.Module, data: Any) -> dict[str, Any]
     """
     source = Source.of(data, "data")
     networks = [each.cpu().eval() for each in (network, other)]
-    rows, difference, largest, correct = 0, 0.0, 0.0, [0, 0]
+    rows, difference, largest, correct = 0, torch.zeros(()), 0.0, [0, 0]
     for batch in source.batches(source.large_batch):
         inputs = source.normalized(batch.inputs)
         mine, its = logits = [each(inputs) for each in networks]
         rows += batch.total
-        difference = max(difference, float((mine - its).abs().max()))
+        difference = torch.maximum(difference, (mine - its).abs().max())  # NaN, where there is one
         largest = max(largest, float(mine.abs().max()))
         for index, each in enumerate(logits):
             correct[index] += int((each.argmax(-1) == batch.labels).sum())
     return {
         "rows": rows,
-        "difference": difference,
+        "difference": float(difference),
         "largest": largest,
         "accuracies": [each / rows for each in correct],
     }

@@ -60,7 +60,7 @@ def test_export_says_bytes_and_agreement(folder, out, values):
     assert len(re.findall(r"\d+\.\d\d%", said)) == 2
 
 
-@pytest.mark.parametrize("values", ["float32", "int8"])
+@pytest.mark.parametrize("values", ["float32", "float16", "int8"])
 def test_export_to_onnx(folder, out, values):
     run("export", folder, "-o", out, "--values", values)
     file = out.with_name("student.onnx")
@@ -68,7 +68,19 @@ def test_export_to_onnx(folder, out, values):
     assert f"{file}: {file.stat().st_size:,} bytes" in said
     difference = float(re.search(r"differ by (\S+) at most", said)[1])
     assert difference < (1e-5 if values == "float32" else 0.05)
-    assert file.read_bytes() == onnx.to_bytes(read(out))
+    assert file.read_bytes() == onnx.to_bytes(read(out), dtype="float16" if values == "float16" else "float32")
+
+
+def test_export_refuses_answers_that_outgrow_float16(folder, out, monkeypatch):
+    large = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 10))
+    for layer in large[1::2]:
+        nn.init.constant_(layer.weight, 6e4)
+    monkeypatch.setattr("pykd.cli._finished_network", lambda *_: large)
+    file = out.with_name("student.onnx")
+    said = run("export", folder, "-o", file, "--format", "onnx", "--values", "float16", code=1).stderr
+    assert "not finite: export with --values float32" in said
+    assert not file.exists()
+    run("export", folder, "-o", file, "--format", "onnx")
 
 
 def test_export_to_onnx_without_its_packages(folder, out, monkeypatch):

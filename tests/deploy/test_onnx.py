@@ -19,7 +19,7 @@ from pykd.deploy import ModelFile, export, load, read
 from pykd.deploy import model_file as files
 from pykd.deploy import onnx as deployed
 from pykd.deploy.graph import KINDS, Op, checked_options
-from pykd.deploy.onnx_network import OnnxNetwork
+from pykd.deploy.onnx_network import Float16Network, OnnxNetwork
 from pykd.errors import PykdError
 from pykd.sparse import SparseWeight
 from pykd.testing import assert_matches
@@ -46,11 +46,69 @@ def assert_same(content: bytes, network: nn.Module, shape: tuple[int, ...]) -> N
 
 
 def assert_step(shape: tuple[int, ...], *ops: Op) -> list[str]:
-    """The steps answer as they do in float64; returns the nodes that were made of them."""
+    """The steps answer as they do in float64, in float16 to its rounding; returns the nodes that were made of them."""
     model = ModelFile(shape, ops)
     content = deployed.to_bytes(model)
     assert_same(content, Exact(model), shape)
+    assert_float16(model)
     return [node.op_type for node in onnx.load_from_string(content).graph.node]
+
+
+def rounding(value: Tensor) -> Tensor:
+    """The square of the largest error of a number's rounding to float16."""
+    return (2.0**-11 * value.abs() + 2.0**-25).square()
+
+
+class Spread(Exact):
+    """How far answers in float16 are from exact ones: standard deviations, where sums are in float32.
+
+    Inputs, weights and every value are rounded; these errors are independent, so that a layer adds their squares. In a
+    mean they may be those of one weight, and alike.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        values, variances = [input], [rounding(input)]
+        for number, op in enumerate(self.model.ops, 1):
+            inputs, before = ([each[index] for index in op.inputs] for each in (values, variances))
+            values.append(self._result(op, number, inputs))
+            variances.append(self._variance(op, number, inputs, before, values[-1]) + 2 * rounding(values[-1]))
+        return variances[-1].sqrt()
+
+    def _variance(self, op: Op, number: int, inputs: list[Tensor], before: list[Tensor], value: Tensor) -> Tensor:
+        match op.kind:
+            case "linear" | "conv2d" | "affine":
+                squared = copy.deepcopy(self)
+                for each in squared.parameters():
+                    each.square_()
+                of_inputs = squared._result(op, number, before) - squared._result(op, number, [0 * before[0]])
+                return of_inputs + 2.0**-22 * squared._result(op, number, [inputs[0].square()])
+            case "add" | "concat" | "flatten" | "max_pool2d":
+                return self._result(op, number, before)
+            case "avg_pool2d" | "global_avg_pool":
+                return self._result(op, number, [before[0].sqrt()]).square()
+            case "leaky_relu":
+                return before[0] * max(1, op.options["slope"] ** 2)
+            case "softmax":
+                return value * before[0].amax(1, keepdim=True)
+        return before[0]
+
+
+def assert_float16(model: ModelFile) -> None:
+    """The float16 graph is strongly typed, and onnxruntime's answers are the exact ones to its rounding."""
+    content = deployed.to_bytes(model, dtype="float16")
+    onnx.checker.check_model(content, full_check=True)
+    graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(content), strict_mode=True, data_prop=True).graph
+    between = [*graph.value_info, *(each for each in graph.initializer if not each.name.endswith("_pads"))]
+    types = {getattr(each, "data_type", 0) or each.type.tensor_type.elem_type for each in between}
+    assert types == {onnx.TensorProto.FLOAT16}
+    assert {each.type.tensor_type.elem_type for each in (*graph.input, *graph.output)} == {onnx.TensorProto.FLOAT}
+    assert [node.op_type for node in graph.node].count("Cast") == 2
+    with torch.no_grad():
+        for batch in BATCHES:
+            inputs = rows(model.input_shape, batch)
+            expected, spread = (each(model).double()(inputs.double()) for each in (Exact, Spread))
+            for network in (OnnxNetwork(content), Float16Network(model)):
+                assert ((network(inputs).double() - expected).abs() <= 3 * spread).all()
 
 
 def vector(count: int) -> np.ndarray:
@@ -69,6 +127,8 @@ def test_onnxruntime_answers_as_the_network(name, tmp_path):
     content = (tmp_path / "a.onnx").read_bytes()
     assert len(content) == size
     assert_same(content, network, shape)
+    export(network, tmp_path / "a.pykd.safetensors", rows(shape, 1))
+    assert_float16(read(tmp_path / "a.pykd.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -181,12 +241,14 @@ def test_every_operator_is_written():
 def test_a_model_file_becomes_onnx_with_the_values_it_stores(values, tmp_path):
     network, shape = NETWORKS["everything"]
     export(network, tmp_path / "a.pykd.safetensors", rows(shape, 1), values=values, block=(2, 3))
-    size = deployed.write(read(tmp_path / "a.pykd.safetensors"), tmp_path / "a.onnx")
+    model = read(tmp_path / "a.pykd.safetensors")
+    size = deployed.write(model, tmp_path / "a.onnx")
     content = (tmp_path / "a.onnx").read_bytes()
     assert size == len(content)
-    assert_same(content, Exact(read(tmp_path / "a.pykd.safetensors")), shape)
+    assert_same(content, Exact(model), shape)
     export(network, tmp_path / "b.onnx", rows(shape, 1), format="onnx", values=values)
-    assert (tmp_path / "b.onnx").read_bytes() == content
+    expected = deployed.to_bytes(model, dtype="float16") if values == "float16" else content
+    assert (tmp_path / "b.onnx").read_bytes() == expected
     stored = [each for name, each in load(tmp_path / "a.pykd.safetensors").state_dict().items() if "weight" in name]
     found = onnx.load_from_string(content).graph.initializer
     written = [onnx.numpy_helper.to_array(each) for each in found if each.name.endswith("weight")]
@@ -220,6 +282,24 @@ def test_what_the_file_says(tmp_path):
         batch, *found = end.type.tensor_type.shape.dim
         assert (end.name, batch.dim_param, [each.dim_value for each in found]) == (name, "batch", sides)
         assert end.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+def test_what_float16_cannot_hold_is_told(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"before")
+    relu, large = Op("relu", (0,)), np.full(2, 65520, np.float32)
+    ones, layer = np.ones(2, np.float32), SparseWeight(np.full((2, 2), 65519, np.float32))
+    for op, name in [
+        (Op("linear", (1,), {}, SparseWeight(np.diag(large))), "linear in step 2 has a weight"),
+        (Op("linear", (1,), {}, layer, -large), "linear in step 2 has a bias"),
+        (Op("affine", (1,), {}, None, ones, large), "affine in step 2 has a scale"),
+    ]:
+        with pytest.raises(PykdError, match=f"^{name} above 65504, which float16 cannot hold: export float32$"):
+            deployed.write(ModelFile((2,), [relu, op]), tmp_path / "a.onnx", dtype="float16")
+    with pytest.raises(PykdError, match="dtype should be one of float32, float16, got 'int8'"):
+        deployed.write(ModelFile((2,), [relu]), tmp_path / "a.onnx", dtype="int8")
+    assert (tmp_path / "a.onnx").read_bytes() == b"before"
+    network = OnnxNetwork(deployed.to_bytes(ModelFile((2,), [Op("linear", (0,), {}, layer)]), dtype="float16"))
+    assert (network(torch.tensor([[0.5, 0.0]])) == 32752).all()
 
 
 def test_dead_units_are_left_out(tmp_path):
