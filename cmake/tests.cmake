@@ -23,8 +23,8 @@ if(result EQUAL 0)
 endif()
 
 file(GLOB PYKD_TEST_SOURCES CONFIGURE_DEPENDS csrc/*/*_test.cpp csrc/kernels/*/*_test.cpp)
-file(GLOB PYKD_KERNELS_CUDA CONFIGURE_DEPENDS csrc/kernels/*/*_cuda.cu)
 set_source_files_properties(${PYKD_KERNELS_CUDA} PROPERTIES LANGUAGE CXX COMPILE_DEFINITIONS PYKD_EMULATE_CUDA)
+add_compile_definitions(PYKD_WITH_CUDA=0 "PYKD_CUDA_REASON=\"the C++ tests have none\"")
 
 # The kernels as released: tests/test_isa_levels.py reads their symbols.
 set(released ${PYKD_ISA_LEVELS} ${PYKD_BFLOAT16_LEVELS})
