@@ -23,7 +23,7 @@ def tool(name: str) -> str:
     """The program beside the running Python (CMake and ninja are wheels, too), else the one on the PATH."""
     path = shutil.which(name, path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]))
     if path is None:
-        sys.exit(f"pykd: {name} is needed to compile pykd: run `pip install 'cmake>=3.26' ninja`, then `{HOW}`.")
+        sys.exit(f"pykd: {name} is needed to compile pykd: run `pip install 'cmake>=3.22' ninja`, then `{HOW}`.")
     return path
 
 
@@ -44,7 +44,7 @@ def torch_settings() -> dict[str, str]:
     except ImportError:
         sys.exit(
             "pykd: pykd is compiled against the torch it will run with, and this build sees none: "
-            f"run `pip install 'torch>=2.11' 'setuptools>=77' 'cmake>=3.26' ninja nlohmann_json`, then `{HOW}`; "
+            f"run `pip install 'torch>=2.11' 'setuptools>=77' 'cmake>=3.22' ninja nlohmann_json`, then `{HOW}`; "
             "or set PYKD_TORCH=off for the engine alone."
         )
     release = re.match(r"(\d+)\.(\d+)", torch.__version__)

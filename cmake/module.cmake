@@ -1,11 +1,18 @@
 # The Python module pykd._C: kernels, and the glue that offers them to torch. setup.py says which torch:
 #   PYKD_TORCH_DIR, PYKD_TORCH_VERSION, PYKD_TORCH_CUDA (empty: a CPU build)
-#   PYKD_CUDA on|off|auto; PYKD_CUDA_ARCHS: empty, "all", "native" or a list such as "87;110"
-include(cmake/cuda.cmake)
+set(reason "${PYKD_CUDA_REASON}")
+if(PYKD_TORCH_CUDA STREQUAL "" AND NOT PYKD_CUDA STREQUAL "off")
+  set(reason "this torch (${PYKD_TORCH_VERSION}) is a CPU build")
+elseif(reason STREQUAL "")
+  string(REGEX MATCH "^[0-9]+" major ${PYKD_TORCH_CUDA})
+  if(NOT CUDAToolkit_VERSION_MAJOR EQUAL major)
+    set(reason "nvcc is of CUDA ${CUDAToolkit_VERSION}, torch is built for CUDA ${PYKD_TORCH_CUDA}")
+  endif()
+endif()
+pykd_say_cuda(pykd._C "${reason}")
 
 file(GLOB PYKD_GLUE CONFIGURE_DEPENDS csrc/torch/*.cpp csrc/torch/ops/*.cpp)
 file(GLOB PYKD_GLUE_CUDA CONFIGURE_DEPENDS csrc/torch/ops/*_cuda.cpp)
-file(GLOB PYKD_KERNELS_CUDA CONFIGURE_DEPENDS csrc/kernels/*/*_cuda.cu)
 list(REMOVE_ITEM PYKD_GLUE ${PYKD_GLUE_CUDA})
 
 set(PYKD_TORCH_INCLUDE ${PYKD_TORCH_DIR}/include)  # pybind11's headers lie there, too
@@ -24,25 +31,23 @@ foreach(library c10 torch torch_cpu torch_python)
   target_link_libraries(_C PRIVATE ${PYKD_TORCH_DIR}/lib/lib${library}.so)
 endforeach()
 
-if(PYKD_WITH_CUDA)
-  add_library(kernels_cuda OBJECT ${PYKD_KERNELS_CUDA})
-  set_target_properties(kernels_cuda PROPERTIES CUDA_ARCHITECTURES "${PYKD_CUDA_ARCHITECTURES}")
-  target_compile_options(kernels_cuda PRIVATE --Wno-deprecated-gpu-targets --threads=0
-    -Xcompiler=-fvisibility=hidden,-Wall,-Wextra $<$<BOOL:${PYKD_WERROR}>:--Werror=all-warnings>)
-  target_sources(_C PRIVATE ${PYKD_GLUE_CUDA} $<TARGET_OBJECTS:kernels_cuda>)
+if(reason STREQUAL "")
+  set(with_cuda 1)
+  target_sources(_C PRIVATE ${PYKD_GLUE_CUDA} ${PYKD_CUDA_OBJECTS})
   # The toolkit's headers first; a slim toolkit lacks some of those that torch's headers name: its wheels carry them.
   target_include_directories(_C SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS}
     ${PYKD_TORCH_DIR}/../nvidia/cu${CUDAToolkit_VERSION_MAJOR}/include)
-  target_link_libraries(_C PRIVATE
-    ${PYKD_TORCH_DIR}/lib/libc10_cuda.so ${PYKD_TORCH_DIR}/lib/libtorch_cuda.so CUDA::cudart)
+  target_link_libraries(_C PRIVATE ${PYKD_TORCH_DIR}/lib/libc10_cuda.so ${PYKD_TORCH_DIR}/lib/libtorch_cuda.so
+    CUDA::cudart)  # shared: the one that torch has loaded
   set(PYKD_BUILT_CUDA "\"${PYKD_TORCH_CUDA}\"")
 else()
+  set(with_cuda 0)
   set(PYKD_BUILT_CUDA null)
 endif()
 
 set_property(SOURCE csrc/torch/module.cpp PROPERTY COMPILE_DEFINITIONS
-  "PYKD_BUILD_TORCH=\"${PYKD_TORCH_VERSION}\";PYKD_WITH_CUDA=${PYKD_WITH_CUDA}"
-  "PYKD_CUDA_REASON=\"${PYKD_CUDA_REASON}\"")
+  "PYKD_BUILD_TORCH=\"${PYKD_TORCH_VERSION}\";PYKD_WITH_CUDA=${with_cuda}"
+  "PYKD_CUDA_REASON=\"${reason}\"")
 
 # What pykd/_extension.py compares with the running torch before it loads pykd._C.
 file(WRITE ${PYKD_OUTPUT}/_build_info.json

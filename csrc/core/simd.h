@@ -288,10 +288,11 @@ inline void store_pairs(float* to, Floats cosine01, Floats sine01, Floats cosine
   _mm256_storeu_ps(to + 16, _mm256_permute2f128_ps(even01, even23, 0x31));
   _mm256_storeu_ps(to + 24, _mm256_permute2f128_ps(odd01, odd23, 0x31));
 #else
-  store(to, __builtin_shufflevector(cosine01, sine01, 0, 4, 1, 5));
-  store(to + 4, __builtin_shufflevector(cosine23, sine23, 0, 4, 1, 5));
-  store(to + 8, __builtin_shufflevector(cosine01, sine01, 2, 6, 3, 7));
-  store(to + 12, __builtin_shufflevector(cosine23, sine23, 2, 6, 3, 7));
+  const Ints low = {0, 4, 1, 5}, high = {2, 6, 3, 7};
+  store(to, __builtin_shuffle(cosine01, sine01, low));
+  store(to + 4, __builtin_shuffle(cosine23, sine23, low));
+  store(to + 8, __builtin_shuffle(cosine01, sine01, high));
+  store(to + 12, __builtin_shuffle(cosine23, sine23, high));
 #endif
 }
 
