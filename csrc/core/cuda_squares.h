@@ -10,7 +10,8 @@
 // of 2048 multiplications: with 4 V that is 410 multiplications a clock, 3 times what floats allow. At 1024 x 1024 with
 // 5 % of the values and 16384 places this takes 9 us and memory 28; dense, 180 us. For one place memory has 0.4 us for
 // a dense such weight, and what counts is that enough reads are under way: of each 64 columns a warp has asked for all
-// values before it waits.
+// values before it waits. In sm_87's code 64 columns of 32 places side by side are 352 instructions, 16 of them
+// products.
 #pragma once
 
 #include "core/cuda_mma.h"

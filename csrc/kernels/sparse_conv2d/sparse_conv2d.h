@@ -4,7 +4,8 @@
 //       activation(bias[o] + sum_(c,i,j) weight[o, c, i, j] * input[b, c, y s + i d - p, x s + j d - p])
 //
 // The input lies in planes (core/planes.h): a column (c, i, j) of the weight is an offset into a group's planes, the
-// same for every place of the output, and the places of a plane are what a panel is for sparse_linear.
+// same for every place of the output, and the places of a plane are what a panel is for sparse_linear, which also says
+// what `halves` do on CUDA.
 #pragma once
 
 #include "core/planes.h"
@@ -15,7 +16,7 @@ struct CUstream_st;
 namespace pykd {
 
 struct SparseConv2d {
-  SparseTiles weight;      // of [out, in / groups * kernel_h * kernel_w], the panels
+  SparseTiles weight;      // of [out, in / groups * kernel_h * kernel_w], the panels; on CUDA `halves`, too
   const float* planes;     // [groups][group_stride] and kPlaneSlack more that may be read
   const int32_t* offsets;  // [channels * kernel_h * kernel_w], of conv2d_offsets; null (CPU alone, for pairs): the
                            // weight's columns are such places already

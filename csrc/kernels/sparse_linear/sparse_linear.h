@@ -4,6 +4,9 @@
 //
 // The sum runs over the stored values alone, in float32: of panels in the order of the columns, of rows as they lie in
 // a few partial sums. The bias comes last.
+//
+// On CUDA `halves` serve any lanes: tensor cores multiply them with the inputs, which are rounded to the same type on
+// the way, and sum in float32. float16 makes an infinity of inputs of 65520 and more.
 #pragma once
 
 #include "core/dtype.h"
@@ -14,7 +17,7 @@ struct CUstream_st;
 namespace pykd {
 
 struct SparseLinear {
-  SparseTiles weight;  // of [out, in]; `rowwise` for one lane, else `panels`
+  SparseTiles weight;  // of [out, in]; `rowwise` for one lane, else `panels`; on CUDA `halves`, too
   const float* input;  // [batch, in], or panels [batch / lanes, rounded up][in][lanes]
   float* output;       // out [batch, out], or panels likewise
   const float* bias;   // [out], or null
@@ -31,7 +34,7 @@ void sparse_linear_cpu(const SparseLinear& args, int64_t begin, int64_t end, int
 
 // The same with bfloat16 weights and inputs and float32 sums, for tiles of 16 rows, row by row of the batch.
 struct SparseLinearBFloat16 {
-  SparseTiles weight;     // of [out, in]; the `halves` of the packed weight
+  SparseTiles weight;     // of [out, in]; the `halves` of the packed weight, bfloat16
   const uint16_t* input;  // [batch, in], bfloat16
   void* output;           // out [batch, out], output_dtype
   const float* bias;      // [out], or null
