@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 LARGEST_FILE_BYTES, LARGEST_NUMBER, LONGEST_TEXT, MOST_RUNS = 16 << 20, 1e15, 1000, 1000
-EMULATED = "emulated: no times"
 
 # ---- what a file says ------------------------------------------------------------------------------------------------
 
@@ -48,7 +47,7 @@ RECORD: dict[str, Any] = {
         "l4t?": TEXT,
         "jetpack?": TEXT,
         "power_mode?": {"name?": TEXT},
-        "emulated": FLAG,
+        "emulated?": FLAG,
     },
     "model": {"file": TEXT, "sha256": TEXT, "bytes": NUMBER, "dense_bytes": NUMBER},
     "check?": {"equal": FLAG},
@@ -154,7 +153,12 @@ def _device(machine: Mapping[str, Any]) -> str:
         system = [f"{name} {machine[key]}" for name, key in (("JetPack", "jetpack"), ("L4T", "l4t")) if machine[key]]
         mode = (machine["power_mode"] or {"name": None})["name"]
         parts += [*system, f"power mode {mode or 'unknown'}"]
-    return ", ".join([*parts, "emulated"] if machine["emulated"] else parts)
+    return ", ".join([*parts, said] if (said := _emulated(machine)) else parts)
+
+
+def _emulated(machine: Mapping[str, Any]) -> str:
+    """What to say of a machine whose times are, or may be, an emulator's."""
+    return {False: "", True: "emulated", None: "perhaps emulated"}[machine["emulated"]]
 
 
 def _setting(run: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -280,8 +284,8 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
         return f"{cell}[^{notes.setdefault(reason, len(notes) + 1)}]"
 
     def cell(row: Row, metric: Metric) -> str:
-        if row.record["machine"]["emulated"]:
-            return EMULATED if metric is P50 else ""
+        if emulated := _emulated(row.record["machine"]):
+            return f"{emulated}: no times" if metric is P50 else ""
         if (value := metric.of(row.run)) is None:
             why = "; ".join(row.run["missing"]) or "the result does not say why"
             return noted("not measured", f"Not measured: {_plain(why)}")
@@ -362,10 +366,10 @@ def figure(records: Sequence[Mapping[str, Any]]) -> bytes:
                 axes.set_ylim(len(of) - 0.4, -0.6)
                 axes.tick_params(axis="x", labelsize=7)
             _bars(size, of, lambda row: _bytes(row)[0] / 1e6, lambda row: _bytes(row)[1])
-            if of[0].record["machine"]["emulated"]:
+            if emulated := _emulated(of[0].record["machine"]):
                 for axes in (latency, energy):
                     axes.set_xticks([])
-                    axes.text(0.5, 0.5, EMULATED, transform=axes.transAxes, ha="center", va="center")
+                    axes.text(0.5, 0.5, f"{emulated}: no times", transform=axes.transAxes, ha="center", va="center")
                 continue
             _bars(latency, of, _of_a_row, lambda row: P50.ratio(row.run, row.dense))
             _bars(energy, of, lambda row: TOTAL.of(row.run), lambda row: TOTAL.ratio(row.run, row.dense), alpha=0.4)
