@@ -4,18 +4,18 @@ Every case is measured alternately: the implementations follow each other in blo
 that a slow moment of the machine falls on all of them. `benchmarks/table.py` takes the medians over the blocks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
 import pytest
 import torch
+from turns import Call, in_turns, measure_case
 
 SIGMA, ALPHA = 0.5, 0.5
 # rows, classes: digits and MNIST, CIFAR-100, ImageNet at two batch sizes, a language model's vocabulary
 SHAPES = [(128, 10), (128, 100), (256, 1000), (1024, 1000), (64, 32000)]
 GPU_SHAPES = [(128, 10), (128, 100), (1024, 1000), (64, 32000), (8192, 32000)]
-Call = Callable[[], object]
 Shape = tuple[int, int]
 
 
@@ -124,41 +124,10 @@ def runs(
     return order
 
 
-def in_turns(names: list[str], blocks: int) -> Iterator[tuple[int, str]]:
-    """Each name once a block, and each block beginning with another."""
-    for block in range(blocks):
-        for i in range(len(names)):
-            yield block, names[(block + i) % len(names)]
-
-
 def measure(benchmark, call: Call, op: str, shape: Shape, suffix: str, threads: int, name: str, block: int) -> None:
     """One block of one implementation on the CPU; `suffix` names the variant in the table's row."""
     iterations = max(1, min(200, 400_000 // (shape[0] * shape[1])))
     measure_case(benchmark, call, op, f"[{shape[0]}, {shape[1]}]{suffix}", threads, name, block, 9, iterations)
-
-
-def measure_case(
-    benchmark,
-    call: Call,
-    op: str,
-    case: str,
-    threads: int,
-    name: str,
-    block: int,
-    rounds: int,
-    iterations: int,
-    setup: Call | None = None,
-    warmup: int = 1,
-) -> None:
-    """The same for a row of the table by its name; ``setup`` runs before each round of one iteration, unmeasured.
-
-    ``warmup`` is how many rounds go before, unmeasured.
-    """
-    benchmark.group = f"{op} {case}, {threads} threads"
-    benchmark.extra_info.update(
-        op=op, case=case, implementation=name, device="cpu", dtype="float32", threads=threads, block=block
-    )
-    benchmark.pedantic(call, setup=setup, rounds=rounds, iterations=iterations, warmup_rounds=warmup)
 
 
 def measure_on_gpu(

@@ -6,22 +6,25 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pykd._extension import load
-
 sys.path.insert(0, str(Path(__file__).parent))  # for what the benchmarks share, in any of pytest's import modes
 
 from table import PACKAGES
 
+collect_ignore = ["device"]  # measured where it is named: on a device, into a record of its own
 os.environ["PYKD_CACHE"] = "off"  # plans are measured anew
 os.environ["KMP_BLOCKTIME"] = "1"  # ms: oneMKL's threads would spin for 200 beside those that are measured next
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    machine_info |= {package.name: package.version for package in distributions() if package.name in PACKAGES}
+    try:
+        import torch
+
+        from pykd._extension import load
+    except ImportError:  # what benchmarks/device needs not
+        return
     cuda = torch.cuda.is_available()
     machine_info["torch"] = torch.__version__
-    machine_info |= {package.name: package.version for package in distributions() if package.name in PACKAGES}
     machine_info["isa"] = load().isa()
     machine_info["cuda"] = torch.version.cuda if cuda else None
     machine_info["gpu"] = torch.cuda.get_device_name() if cuda else None

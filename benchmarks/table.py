@@ -6,6 +6,7 @@
 
 A benchmark's ``extra_info`` names its table (op, device, dtype, threads), its row (case) and its column
 (implementation); ``calls`` is how many calls one round holds, where the benchmark's own iterations do not count them.
+A ``value`` of a ``unit`` stands in the place of the time where something else was measured, of which less is better.
 The median over all blocks of a case counts. A ratio below 1 is a loss, and it stays in the table. Where there is a
 column `torch`, pykd is compared with it, too. The summary has the ratios alone: of each table the least, the median and
 the most of its rows.
@@ -20,7 +21,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- benchmarks: made by `make bench` -->", "<!-- end of benchmarks -->"
 # Limits of the machine and of torch, which do less than the op.
-FLOORS = {"copy", "empty op", "six products", "shrunk", "passes"}
+FLOORS = {"copy", "empty op", "six products", "shrunk", "passes", "only numpy"}
 PACKAGES = ("mkl", "onnxruntime", "openvino", "scipy")  # packages whose versions a record has
 
 Row = dict[str, float]  # an implementation's median
@@ -44,8 +45,10 @@ def tables_of(record: dict[str, Any]) -> dict[str, Table]:
         info = benchmark["extra_info"]
         threads = f", {info['threads']} thread{'s' if info['threads'] > 1 else ''}" if info["device"] == "cpu" else ""
         title = f"{info['op']}, {info['device']}, {info['dtype']}{threads}"
+        if "unit" in info:
+            title = f"{info['op']}, {info['unit']}"
         times = blocks.setdefault(title, {}).setdefault(info["case"], {}).setdefault(info["implementation"], [])
-        times.append(benchmark["stats"]["median"] * 1e6 / info.get("calls", 1))
+        times.append(info.get("value", benchmark["stats"]["median"] * 1e6 / info.get("calls", 1)))
     return {
         title: {case: {name: median(times) for name, times in row.items()} for case, row in cases.items()}
         for title, cases in blocks.items()
@@ -73,7 +76,8 @@ def rendered(title: str, table: Table) -> str:
 
 def tables(record: dict[str, Any]) -> str:
     """All of a record, under a line that says where it was measured."""
-    parts = [f"Median microseconds on {machine_of(record)}."]
+    named = ", or what a table names," if any("unit" in each["extra_info"] for each in record["benchmarks"]) else ""
+    parts = [f"Median microseconds{named} on {machine_of(record)}."]
     return "\n\n".join(parts + [rendered(title, table) for title, table in tables_of(record).items()])
 
 

@@ -98,7 +98,7 @@ FLOORS = [
     {"methods", "nn", "report", "reproduce"},
     {"ops", "training", "deploy", "pruning"},
     {"models", "data", "sparse", "config"},
-    {"errors", "_extension", "_files"},
+    {"errors", "_extension", "_files", "_svg"},
 ]
 APART = {"reference", "testing"}  # for tests and benchmarks alone
 CORE_ONLY = {"ops", "reference", "sparse", "nn", "deploy", "_extension", "_files", "errors"}  # `pip install pykd` alone

@@ -1,16 +1,16 @@
-"""Figures as SVG: the same data give the same bytes; they stand on a white ground of their own."""
+"""Figures as SVG."""
 
-import io
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pykd._svg import LOOKS, svg
 from pykd.errors import PykdError
 
 if TYPE_CHECKING:
@@ -22,16 +22,6 @@ SMALLER = (64, 256)  # the lines of error_against_bytes
 CELLS = 128  # of a sparsity map's side, at most
 ACROSS = 4  # panels in a row
 BESIDE = 1.015  # from a network's marks to the next one's, on a logarithmic axis
-# Okabe & Ito's colours, which colour-blind readers can tell, with a mark each for those who see none.
-LOOKS = list(zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"), "osD^vPX", strict=True))
-STYLE = {
-    "svg.hashsalt": "pykd",
-    "svg.fonttype": "none",  # text stays text
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 
 
 def error_against_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -101,7 +91,7 @@ def error_against_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
         axes.grid(linewidth=0.3, alpha=0.5)
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
 
-    return _svg((8.0, 4.5), draw)
+    return svg((8.0, 4.5), draw)
 
 
 def error_against_k(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
@@ -168,7 +158,7 @@ def error_against_k(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
         axes.grid(linewidth=0.3, alpha=0.5)
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
 
-    return _svg((8.0, 4.5), draw)
+    return svg((8.0, 4.5), draw)
 
 
 def log_alpha(facts: Mapping[str, Any], title: str) -> bytes:
@@ -206,7 +196,7 @@ def log_alpha(facts: Mapping[str, Any], title: str) -> bytes:
         figure.suptitle(title, fontsize=10)
         figure.axes[0].legend(fontsize=7)
 
-    return _svg(_size(len(layers)), draw)
+    return svg(_size(len(layers)), draw)
 
 
 def sparsity(weights: Path, layers: Iterable[str], title: str, in_shape: Sequence[int] | None = None) -> bytes:
@@ -252,7 +242,7 @@ def sparsity(weights: Path, layers: Iterable[str], title: str, in_shape: Sequenc
             _map(axes, _shares(matrix, CELLS), matrix.shape, heading, sides, "auto")
         figure.suptitle(title, fontsize=10)
 
-    return _svg(_size(len(kept) + pixels), draw)
+    return svg(_size(len(kept) + pixels), draw)
 
 
 def _map(
@@ -303,17 +293,3 @@ def _panels(figure: "Figure", count: int) -> "list[Axes]":
 
 def _size(panels: int) -> tuple[float, float]:
     return 3.2 * min(panels, ACROSS), 0.4 + 2.4 * math.ceil(panels / ACROSS)
-
-
-def _svg(size: tuple[float, float], draw: "Callable[[Figure], None]") -> bytes:
-    try:
-        from matplotlib import style
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ImportError("figures need matplotlib: run pip install 'pykd[report]'") from error
-    stream = io.BytesIO()
-    with style.context(["default", STYLE]):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure)
-        figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    return stream.getvalue()

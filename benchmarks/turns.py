@@ -1,0 +1,37 @@
+"""The order of measurement and one measurement, for benchmarks with torch and for those without."""
+
+from collections.abc import Callable, Iterator
+
+Call = Callable[[], object]
+
+
+def in_turns(names: list[str], blocks: int) -> Iterator[tuple[int, str]]:
+    """Each name once a block, and each block beginning with another."""
+    for block in range(blocks):
+        for i in range(len(names)):
+            yield block, names[(block + i) % len(names)]
+
+
+def measure_case(
+    benchmark,
+    call: Call,
+    op: str,
+    case: str,
+    threads: int,
+    name: str,
+    block: int,
+    rounds: int,
+    iterations: int,
+    setup: Call | None = None,
+    warmup: int = 1,
+    device: str = "cpu",
+) -> None:
+    """One block of one implementation, of a row of the table by its name.
+
+    ``setup`` runs before each round of one iteration, unmeasured; ``warmup`` is how many rounds go before, unmeasured.
+    """
+    benchmark.group = f"{op} {case}, {device}, {threads} threads"
+    benchmark.extra_info.update(
+        op=op, case=case, implementation=name, device=device, dtype="float32", threads=threads, block=block
+    )
+    benchmark.pedantic(call, setup=setup, rounds=rounds, iterations=iterations, warmup_rounds=warmup)
