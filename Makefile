@@ -3,14 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH ?= benchmarks/results/cpu.json
 FUZZ_SECONDS ?= 600
-# What `make aarch64` lacks here.
+# What `make aarch64` and `make cross` lack here.
 MISSING := $(strip $(foreach tool,aarch64-linux-gnu-g++ qemu-aarch64-static,$(if $(shell command -v $(tool) 2>&1),,$(tool))))
 CROSS = needs $(MISSING): run apt-get install g++-aarch64-linux-gnu qemu-user-static
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check sanitize fuzz aarch64 engine format build clean
+.PHONY: help demo test bench check sanitize fuzz aarch64 cross engine format build clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -22,8 +22,8 @@ demo: build ## distil a small student on real digits, export it, and let the eng
 	$(BIN)/pykd export $(RUN) -o $(RUN)/student.pykd.safetensors
 	$(BIN)/pykd run $(RUN)/student.pykd.safetensors --rows 8 --top 2
 
-test: check sanitize $(if $(MISSING),,aarch64) build ## everything: check, sanitize, aarch64, the Python tests and the documentation's examples
-	@$(if $(MISSING),echo "aarch64 is left out: $(CROSS)")
+test: check sanitize $(if $(MISSING),,aarch64 cross) build ## everything: check, sanitize, aarch64, cross, the Python tests and the documentation's examples
+	@$(if $(MISSING),echo "aarch64 and cross are left out: $(CROSS)")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 bench: build ## all against its peers; rewrites benchmarks/results, docs/benchmarks.md and the README's summary
@@ -69,7 +69,25 @@ aarch64: .venv/.packages ## the C++ tests for Arm, cross-compiled, under an emul
 	QEMU_CPU=cortex-a76 $(BIN)/ctest --test-dir build/aarch64 -j 2 --output-on-failure --no-tests=error
 	QEMU_CPU=max $(BIN)/ctest --test-dir build/aarch64 -j 2 --output-on-failure --no-tests=error
 
-engine: ## the engine without torch and Python, in build/engine: libpykd.so and pykd-run
+# CUDA's runtime for Arm comes from a package of nvcc's release; CMake says what it is missed for.
+cross: .venv/.packages ## libpykd.so and pykd-run for Arm, in build/cross, with CUDA for Jetson Orin and Thor where nvcc is
+	@$(if $(MISSING),echo "make cross $(CROSS)"; exit 1)
+	@mkdir -p build
+	@cuda=$$({ nvcc --version || /usr/local/cuda/bin/nvcc --version; } 2>/dev/null | sed -n 's/.*release \([0-9]*[.][0-9]*\),.*/\1/p'); \
+	  case $$cuda in 12.*) of=-cu12 ;; *) of= ;; esac; lib=build/cudart-$$cuda/lib/libcudart_static.a; \
+	  if [ -n "$$cuda" ] && [ ! -f "$$lib" ]; then \
+	    rm -rf build/cudart-$$cuda && $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps \
+	      --only-binary=:all: --platform manylinux2014_aarch64 -d build/cudart-$$cuda "nvidia-cuda-runtime$$of==$$cuda.*" && \
+	    (cd build/cudart-$$cuda && $(CURDIR)/$(BIN)/python -m zipfile -e *.whl . && mv nvidia/*/lib .) || \
+	    echo "nvidia-cuda-runtime$$of $$cuda for aarch64 could not be fetched"; \
+	  fi; \
+	  [ -f "$$lib" ] && lib=$(CURDIR)/$$lib || lib=; \
+	  echo "cross-compiling the engine for aarch64 ..."; \
+	  PATH="$(CURDIR)/$(BIN):$$PATH"; { cmake -G Ninja -S . -B build/cross --toolchain cmake/aarch64.cmake -DPYKD_RUNTIME=ON \
+	    -DPYKD_CUDART_STATIC="$$lib" && cmake --build build/cross; } > build/cross.log 2>&1 || { cat build/cross.log; exit 1; }
+	@sed -n 's/^-- pykd: //p' build/cross.log; cd build/cross && wc -c pykd-run libpykd.so
+
+engine: ## the engine without torch and Python, with CUDA where nvcc is, in build/engine: libpykd.so and pykd-run
 	@PATH="$(CURDIR)/$(BIN):$$PATH"; cmake -S . -B build/engine -DPYKD_RUNTIME=ON && cmake --build build/engine -j
 
 format: .venv/.packages ## rewrite the sources in the house's format

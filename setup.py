@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 HOW = "pip install --no-build-isolation --no-deps ."
@@ -97,10 +99,24 @@ class CMakeBuild(build_ext):
             self.copy_file(str(Path(self.build_lib) / "pykd" / "_build_info.json"), str(ROOT / "pykd"))
 
 
+class WithSources(build_py):
+    """A wheel carries the engine's sources, for `pykd bundle`; an editable install has them where they are."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        folder = Path(self.build_lib) / "pykd" / "deploy" / "source"
+        shutil.rmtree(folder, ignore_errors=True)
+        for name, file in runpy.run_path(str(ROOT / "pykd/deploy/sources.py"))["engine_sources"](ROOT).items():
+            self.mkpath(str((folder / name).parent))
+            self.copy_file(str(file), str(folder / name))
+
+
 modules = ["pykd._runtime"] if TORCH == "off" else ["pykd._C", "pykd._runtime"]
 setup(
     ext_modules=[Extension(name, sources=[]) for name in modules],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": WithSources},
     install_requires=["numpy"] if TORCH == "off" else ["torch>=2.11", "numpy", "safetensors"],
     python_requires=">=3.10" if TORCH == "off" else ">=3.11",
     options={"build": {"build_base": "build/torch-off"}} if TORCH == "off" else {},  # a wheel takes all that lies there

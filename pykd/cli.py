@@ -1,4 +1,4 @@
-"""The command line: ``pykd distill | evaluate | export | run | bench | compare | reproduce | recipes | doctor``.
+"""The command line: ``pykd distill | evaluate | export | run | bench | bundle | compare | reproduce | ...``.
 
 Torch and the pipelines are imported inside the commands that need them, so that help and mistakes are told at once.
 """
@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -436,6 +437,66 @@ def bench(
             + [f"{size:,}" for size in (model.file_bytes, *memory)]
         ],
     )
+
+
+@app.command()
+def bundle(
+    file: Annotated[Path, typer.Argument(help="A model file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to make.")],
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Take so many rows of the test data that the file names (64).")
+    ] = None,
+    input: Annotated[Path | None, typer.Option(help="Take the rows of an .npy file of floats instead.")] = None,
+    onnx: Annotated[
+        Literal["float32", "float16"] | None,
+        typer.Option(help="Add the dense network as ONNX, for a comparison with TensorRT."),
+    ] = None,
+    binaries: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Add the pykd-run in it, e.g. build/cross; the device builds one otherwise."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle; its results stay.")] = False,
+    assignments: Assignments = None,
+) -> None:
+    """Write a folder to copy to a device such as a Jetson: its run.sh checks the network's answers and measures it.
+
+    The test data are those that the file names, or of --set data.name=NAME; where they are not there, random rows are
+    taken.
+    """
+    if input and rows:
+        raise ConfigError("give either --input or --rows")
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder: run pykd export {file} -o student{MODEL_FILE}, and bundle that file")
+
+    from pykd.deploy import Model
+    from pykd.deploy import bundle as bundles
+
+    model = Model(file, threads=1, measure=False)
+    batch = _read_rows(input, model, resize=False) if input else _test_rows(model, rows or 64, assignments or [])
+    sizes = bundles.bundle(file, output, batch, onnx=onnx, binaries=binaries, force=force)
+    for name, size in sorted(sizes.items()):
+        typer.echo(f"{size:>12,} bytes  {name}", err=True)
+    typer.echo(f"{output}: {sum(sizes.values()):,} bytes, {len(batch)} rows with their answers", err=True)
+    typer.echo(
+        f"next: scp -r {shlex.quote(str(output))} DEVICE: && ssh DEVICE {shlex.quote(output.resolve().name)}/run.sh",
+        err=True,
+    )
+
+
+def _test_rows(model: "Model", count: int, assignments: Sequence[str]) -> "NDArray[Any]":
+    """Rows of the test data of a model file; random ones where there are none, which is said."""
+    import numpy as np
+
+    try:
+        from pykd import data
+
+        test = data.load(recipes.load_data(model.provenance.get("data"), assignments), seed=0).test
+        return np.stack([test[row][0].numpy() for row in range(min(count, len(test)))])
+    except (PykdError, ImportError) as error:
+        if assignments:
+            raise
+        typer.echo(f"random rows are taken: {error}", err=True)
+        return np.random.default_rng(0).standard_normal((count, *model.input_shape), np.float32)
 
 
 def _show_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

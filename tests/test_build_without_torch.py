@@ -13,6 +13,7 @@ import torch
 
 import pykd
 from pykd.deploy import export, load
+from pykd.deploy.sources import engine_sources
 from pykd.testing import assert_matches
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +66,39 @@ def test_it_holds_the_engine_alone(installed):
         "Requires-Python: >=3.10",
         "Requires-Dist: numpy",
     ]
+
+
+def test_it_carries_what_bundles_need(installed):
+    folder, _ = installed
+    deploy = folder / "pykd" / "deploy"
+    carried = {str(path.relative_to(deploy / "source")) for path in (deploy / "source").rglob("*") if path.is_file()}
+    assert carried == engine_sources(ROOT).keys() == engine_sources(deploy / "source").keys()
+    assert {"CMakeLists.txt", "LICENSE", "csrc/runtime/pykd_run.cpp", "csrc/kernels/planes/planes_cuda.cu"} <= carried
+    assert {"third_party/nlohmann/json.hpp", "third_party/nlohmann/LICENSE"} <= carried
+    assert not [name for name in carried if "_test." in name or "/torch/" in name]
+    assert (deploy / "device" / "run.sh").read_bytes() == (ROOT / "pykd/deploy/device/run.sh").read_bytes()
+
+
+def test_nvcc_builds_the_kernels_for_jetsons():
+    cross, native = ROOT / "build" / "cross", ROOT / "build" / "jetson"
+    build = cross if (cross / "cuda").is_dir() else native  # once is enough: `make cross` does it, too
+    cmake = [shutil.which("cmake", path=PATH), "-DPYKD_RUNTIME=ON", "-S", ROOT, "-B", build]
+    if build == native:
+        settings = [
+            "-G",
+            "Ninja",
+            "-DPYKD_CUDA_ARCHS=87;110",
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=PATH)}",
+        ]
+        told = subprocess.run([*cmake, *settings], check=True, capture_output=True, text=True).stdout
+        if "the engine has CUDA" not in told:
+            pytest.skip(next(line for line in told.splitlines() if "the engine has no CUDA" in line))
+    rooms = ("elementwise", "planes", "pool2d", "sparse_conv2d", "sparse_linear")
+    objects = [f"cuda/{room}_cuda.o" for room in rooms]
+    subprocess.run([cmake[0], "--build", build, "--target", *objects], check=True, capture_output=True)
+    assert all((build / each).stat().st_size > 0 for each in objects)
+    command = (build / "build.ninja").read_text()
+    assert "code=sm_87" in command and "code=sm_110" in command and "code=compute_110" in command
 
 
 def libraries(file: Path) -> set[str]:
