@@ -3,15 +3,18 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <exception>
 #include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "core/cpu_isa.h"
+#include "runtime/bench.h"
 #include "runtime/engine.h"
 #include "runtime/latencies.h"
 #include "runtime/pykd.h"
+#include "runtime/record.h"
 
 namespace py = pybind11;
 
@@ -21,6 +24,18 @@ namespace {
 struct SharedNetwork {
   std::shared_ptr<const Network> network;
 };
+
+Device device_of(const std::string& text) {
+  for (const Device device : {Device::kCpu, Device::kCuda})
+    if (text == name(device)) return device;
+  throw std::invalid_argument("device should be cpu or cuda, got " + text);
+}
+
+Precision precision_of(const std::string& text) {
+  for (const Precision precision : {Precision::kFloat32, Precision::kFloat16, Precision::kBFloat16})
+    if (text == name(precision)) return precision;
+  throw std::invalid_argument("precision should be float32, float16 or bfloat16, got " + text);
+}
 
 py::tuple tuple_of(const auto& items) {
   py::tuple result(items.size());
@@ -93,9 +108,46 @@ class SharedPlan {
   std::mutex mutex_;
 };
 
+// The record, and the table. say(sentence) is called while it measures; what it raises ends the measurement.
+py::tuple measured(const std::string& file, const std::vector<int64_t>& batches, const std::vector<int>& threads,
+                   const std::vector<std::string>& devices, const std::vector<std::string>& precisions, bool dense,
+                   bool power, double seconds, const std::string& input, const std::string& check,
+                   const std::vector<std::string>& trtexec, const std::string& root, const std::string& cache,
+                   const std::string& samples, const py::object& say) {
+  BenchOptions options{file,    batches, threads, {},      {},   dense, power,
+                       seconds, input,   check,   trtexec, root, cache, samples};
+  for (const std::string& device : devices) options.devices.push_back(device_of(device));
+  for (const std::string& precision : precisions) options.precisions.push_back(precision_of(precision));
+  std::exception_ptr raised;
+  DeviceResult result;
+  try {
+    const py::gil_scoped_release released;
+    result = measure(options, [&](const std::string& doing) {
+      const py::gil_scoped_acquire acquired;
+      try {
+        if (PyErr_CheckSignals()) throw py::error_already_set();
+        if (!say.is_none()) say(doing);
+      } catch (...) {
+        raised = std::current_exception();
+        throw Interrupted();
+      }
+    });
+  } catch (const Interrupted&) {
+  }
+  if (raised) std::rethrow_exception(raised);
+  return py::make_tuple(json(result), lines(result));
+}
+
 PYBIND11_MODULE(_runtime, m) {
   m.attr("most_threads") = kMostThreads;
   m.def("isa", &cpu_isa_name);
+  m.def("machine", [](const std::string& root) { return json(machine(root)); }, py::arg("root") = "/");
+  m.def("measure", &measured, py::arg("file"), py::kw_only(), py::arg("batches") = std::vector<int64_t>{1},
+        py::arg("threads") = std::vector<int>{1}, py::arg("devices") = std::vector<std::string>{"cpu"},
+        py::arg("precisions") = std::vector<std::string>{"float32"}, py::arg("dense") = false, py::arg("power") = false,
+        py::arg("seconds") = 2.0, py::arg("input") = "", py::arg("check") = "",
+        py::arg("trtexec") = std::vector<std::string>{}, py::arg("root") = "/", py::arg("cache") = "",
+        py::arg("samples") = "", py::arg("say") = py::none());
   py::register_exception_translator([](std::exception_ptr thrown) {
     try {
       std::rethrow_exception(thrown);
@@ -130,14 +182,18 @@ PYBIND11_MODULE(_runtime, m) {
       .def_property_readonly("file_bytes", get([](const Model& file) { return file.file_bytes; }));
 
   py::class_<SharedPlan>(m, "Plan")
-      .def(py::init(
-               [](const SharedNetwork& network, int64_t batch, int threads, bool measure, const std::string& cache) {
-                 const py::gil_scoped_release released;
-                 return std::make_unique<SharedPlan>(
-                     network, PlanOptions{.batch = batch, .threads = threads, .measure = measure, .cache = cache});
-               }),
+      .def(py::init([](const SharedNetwork& network, int64_t batch, int threads, bool measure, const std::string& cache,
+                       const std::string& device, const std::string& precision) {
+             const py::gil_scoped_release released;
+             return std::make_unique<SharedPlan>(network, PlanOptions{.batch = batch,
+                                                                      .threads = threads,
+                                                                      .measure = measure,
+                                                                      .cache = cache,
+                                                                      .device = device_of(device),
+                                                                      .precision = precision_of(precision)});
+           }),
            py::arg("network"), py::arg("batch") = 1, py::arg("threads") = 1, py::arg("measure") = true,
-           py::arg("cache") = "")
+           py::arg("cache") = "", py::arg("device") = "cpu", py::arg("precision") = "float32")
       .def("run", &SharedPlan::run, py::arg("input"))
       .def("latencies", &SharedPlan::latencies, py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
       .def("choices", &SharedPlan::choices)

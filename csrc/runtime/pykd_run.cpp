@@ -1,43 +1,63 @@
-// pykd-run: answers images and arrays by a model file, and measures how fast.
+// pykd-run: answers images and arrays by a model file, compares answers with recorded ones, and measures how fast.
 #include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <new>
 #include <numeric>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "core/cpu_isa.h"
+#include "runtime/bench.h"
 #include "runtime/engine.h"
-#include "runtime/file.h"
-#include "runtime/image.h"
-#include "runtime/latencies.h"
 #include "runtime/npy.h"
 #include "runtime/pykd.h"
+#include "runtime/record.h"
+#include "runtime/rows.h"
+#include "runtime/text_file.h"
 
 namespace pykd::runtime {
 namespace {
 
 constexpr const char* kHelp =
-    R"(usage: pykd-run FILE [--input IMAGE|ARRAY.npy] [options]
+    R"(usage: pykd-run FILE --input IMAGE|ARRAY.npy [options]
+       pykd-run FILE --bench [options]
+       pykd-run --devices
 
-Answers an image or an array by the network in FILE (*.pykd.safetensors), or measures it.
+Answers an image or an array by the network in FILE (*.pykd.safetensors), or measures it on this machine.
 
   --input X      a PPM or PGM image (P2, P3, P5, P6; at most 8 bits) of just the network's size, or an .npy file of
                  float32 or uint8 (pixels), one row or a batch of them. A grey image is given to a network of three
                  channels three times; the colours of an image for a network of one are weighed as
-                 0.299 red + 0.587 green + 0.114 blue.
+                 0.299 red + 0.587 green + 0.114 blue. With --bench random numbers take its place.
+  --check Y      compare the answers to the input with those in an .npy file of float32; exit code 1 where they differ
+                 by more than rounding
   --output Y     write the answers as they are, float32, to an .npy file instead
   --top N        name the N likeliest classes of each row (5)
-  --batch N      rows taken at a time (as many as there are, up to 64; 1 with --bench)
-  --threads N    threads that work (1)
-  --cache FILE   remembers there what was measured on this machine
-  --bench        measure latency and throughput instead, on the input or on zeros
-  --json         say it as JSON
+  --json         say the classes as JSON
+  --batch N      rows taken at a time (as many as there are, up to 64)
+  --threads N    threads that work (1); on CUDA they mean nothing
+  --device D     cpu or cuda (cpu)
+  --precision P  float32, float16 or bfloat16, of what CUDA's tensor cores multiply (float32)
+  --dense        every weight lies dense in memory
+  --cache FILE   remembers there what was measured to plan
+  --devices      say what this machine is: board, software, processor, CUDA device
   --help, --version
+
+Measuring, --bench, takes lists for what it goes through, such as --batch 1,8,64 --device cpu,cuda, and prints a table:
+
+  --batch, --threads, --device, --precision   lists (1, 1, cpu, float32)
+  --dense        also the network with every weight dense
+  --seconds S    of each of three repeats, after up to 2 s to warm up (2)
+  --power        idle power first, then the energy of each row, from the board's INA3221 or else from tegrastats
+  --samples CSV  write every sample of power
+  --json FILE    write everything as JSON
+  --trtexec LOG  logs of TensorRT's trtexec to put beside it, a list; their names say precision and batch:
+                 anything-float16-8.log
+  --root DIR     read sensors and versions in DIR/sys, DIR/etc, DIR/proc, the copy of a device's files (/)
+
+It reads, and never sets, power modes and clocks. What cannot be had is told, and the rest is measured.
 
 Exit codes: 0 success, 1 the work failed, 2 usage.
 )";
@@ -47,10 +67,18 @@ struct UsageError : std::runtime_error {
 };
 
 struct Options {
-  std::string file, input, output, cache;
-  int64_t top = 5, batch = 0, threads = 1;
-  bool bench = false, json = false;
+  BenchOptions bench;  // of which all but lists holds for answers, too
+  std::string output, json_file;
+  int64_t top = 5;
+  bool batch = false, measure = false, json = false;
 };
+
+template <typename Value>
+using Names = std::vector<std::pair<std::string_view, Value>>;
+
+const Names<Device> kDevices = {{"cpu", Device::kCpu}, {"cuda", Device::kCuda}};
+const Names<Precision> kPrecisions = {
+    {"float32", Precision::kFloat32}, {"float16", Precision::kFloat16}, {"bfloat16", Precision::kBFloat16}};
 
 int64_t number(const std::string& option, const std::string& text, int64_t most) {
   int64_t value = 0;
@@ -60,8 +88,32 @@ int64_t number(const std::string& option, const std::string& text, int64_t most)
   return value;
 }
 
+template <typename Value>
+Value named(const std::string& option, const std::string& text, const Names<Value>& names) {
+  std::string all;
+  for (const auto& [name, value] : names) {
+    if (text == name) return value;
+    all += (all.empty() ? "" : ", ") + std::string(name);
+  }
+  throw UsageError(option + " " + text + ": give one of " + all);
+}
+
+// Of "a,b" what `read` makes of each.
+template <typename Read>
+auto list(const std::string& text, const Read& read) {
+  std::vector<decltype(read(text))> values;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    values.push_back(read(text.substr(begin, end - begin)));
+    begin = end + 1;
+  }
+  return values;
+}
+
 Options parsed(const std::vector<std::string>& words) {
   Options options;
+  BenchOptions& bench = options.bench;
+  options.measure = std::ranges::find(words, "--bench") != words.end();
   for (size_t i = 0; i < words.size(); ++i) {
     const std::string& word = words[i];
     const auto value = [&]() -> const std::string& {
@@ -69,118 +121,65 @@ Options parsed(const std::vector<std::string>& words) {
       return words[i];
     };
     if (word == "--input") {
-      options.input = value();
+      bench.input = value();
+    } else if (word == "--check") {
+      bench.check = value();
     } else if (word == "--output") {
       options.output = value();
     } else if (word == "--cache") {
-      options.cache = value();
+      bench.cache = value();
+    } else if (word == "--samples") {
+      bench.samples = value();
+    } else if (word == "--root") {
+      bench.root = value();
+    } else if (word == "--trtexec") {
+      bench.trtexec = list(value(), [](const std::string& path) { return path; });
     } else if (word == "--top") {
       options.top = number(word, value(), 1'000'000);
     } else if (word == "--batch") {
-      options.batch = number(word, value(), kMostRows);
+      options.batch = true;
+      bench.batches = list(value(), [&](const std::string& text) { return number(word, text, kMostRows); });
     } else if (word == "--threads") {
-      options.threads = number(word, value(), kMostThreads);
-    } else if (word == "--bench") {
-      options.bench = true;
+      bench.threads =
+          list(value(), [&](const std::string& text) { return static_cast<int>(number(word, text, kMostThreads)); });
+    } else if (word == "--device") {
+      bench.devices = list(value(), [&](const std::string& text) { return named(word, text, kDevices); });
+    } else if (word == "--precision") {
+      bench.precisions = list(value(), [&](const std::string& text) { return named(word, text, kPrecisions); });
+    } else if (word == "--seconds") {
+      const auto seconds = to_number(value());
+      if (!seconds || *seconds < 0.001 || *seconds > 86'400)
+        throw UsageError(word + " " + words[i] + ": give a number from 0.001 to 86400");
+      bench.seconds = *seconds;
+    } else if (word == "--dense") {
+      bench.dense = true;
+    } else if (word == "--power") {
+      bench.power = true;
     } else if (word == "--json") {
       options.json = true;
-    } else if (word.starts_with("-") || !options.file.empty()) {
+      if (options.measure) options.json_file = value();
+    } else if (word.starts_with("-") && word != "--bench") {
       throw UsageError(word + " is not known: see pykd-run --help");
-    } else {
-      options.file = word;
+    } else if (word != "--bench") {
+      if (!bench.file.empty()) throw UsageError(word + " is not known: see pykd-run --help");
+      bench.file = word;
     }
   }
-  if (options.file.empty()) throw UsageError("no model file is given: see pykd-run --help");
-  if (options.input.empty() && !options.bench) throw UsageError("give --input, or --bench to measure");
-  if (options.bench && !options.output.empty()) throw UsageError("--bench writes no answers: leave out --output");
+  if (bench.file.empty()) throw UsageError("no model file is given: see pykd-run --help");
+  if (bench.input.empty() && !options.measure) throw UsageError("give --input, or --bench to measure");
+  if (bench.input.empty() && !bench.check.empty()) throw UsageError("--check needs the --input that was answered");
+  if (options.measure && !options.output.empty()) throw UsageError("--bench writes no answers: leave out --output");
+  if (options.measure) return options;
+  if (bench.power || !bench.samples.empty() || !bench.trtexec.empty()) throw UsageError("to measure, add --bench");
+  if (bench.batches.size() + bench.threads.size() + bench.devices.size() + bench.precisions.size() > 4)
+    throw UsageError("lists are for --bench: give one of each");
   return options;
-}
-
-// ---- what goes in --------------------------------------------------------------------------------------------------
-
-// Rows of the network's input: floats, or pixels.
-struct Rows {
-  int64_t count = 0;
-  std::vector<float> floats;
-  std::vector<uint8_t> pixels;
-};
-
-Rows read_array(const Bytes& bytes, const std::vector<int64_t>& row) {
-  const Array array = parse_npy(bytes.data.get(), bytes.size);
-  Rows rows;
-  if (array.shape == row) {
-    rows.count = 1;
-  } else if (array.shape.size() == row.size() + 1 && std::equal(row.begin(), row.end(), array.shape.begin() + 1)) {
-    rows.count = array.shape[0];
-  } else {
-    throw FormatError("its shape is " + text(array.shape) + ", the network takes " + text(row) +
-                      " or a batch of such rows");
-  }
-  if (array.pixels) {
-    rows.pixels.assign(array.elements, array.elements + array.count);
-  } else {
-    rows.floats.resize(static_cast<size_t>(array.count));
-    if (array.count) std::memcpy(rows.floats.data(), array.elements, rows.floats.size() * sizeof(float));
-  }
-  return rows;
-}
-
-Rows read_picture(const Bytes& bytes, const std::vector<int64_t>& row) {
-  const Image image = parse_image(bytes.data.get(), bytes.size);
-  const std::vector<int64_t> shape = {image.channels, image.height, image.width};
-  const bool takes = row.size() == 3 && (row[0] == 1 || row[0] == 3) && row[1] == image.height && row[2] == image.width;
-  if (!takes) throw FormatError("it is an image " + text(shape) + ", the network takes " + text(row));
-  return {1, {}, with_channels(image, row[0]).pixels};
-}
-
-Rows read_rows(const std::string& path, const Model& file) {
-  constexpr int64_t kLargest = int64_t{4} << 30;
-  const Bytes bytes = read_file(path, kLargest, "image or array");
-  const bool array = bytes.size > 0 && bytes.data[0] == 0x93;
-  try {
-    Rows rows = array ? read_array(bytes, file.input_shape) : read_picture(bytes, file.input_shape);
-    if (!rows.pixels.empty() && file.mean.empty())
-      throw FormatError("the network does not say what pixels mean (mean and std): give an .npy file of float32");
-    return rows;
-  } catch (const FormatError& error) {
-    throw FormatError(path + ": " + error.what());
-  }
-}
-
-// ---- what comes out ------------------------------------------------------------------------------------------------
-
-std::string quoted(std::string_view text) {
-  std::string result = "\"";
-  for (const char letter : text) {
-    if (letter == '"' || letter == '\\') result += '\\';
-    result += letter;  // no control characters: the reader refuses them
-  }
-  return result + '"';
 }
 
 std::string format(const char* pattern, auto... values) {
   char line[160];
   std::snprintf(line, sizeof line, pattern, values...);
   return line;
-}
-
-// Every row through the network, `batch` of them at a time; the last ones beside zeros.
-std::vector<float> answered(Plan& plan, const Rows& rows, int64_t batch, size_t in, size_t out) {
-  std::vector<float> answers(static_cast<size_t>(rows.count) * out), last(static_cast<size_t>(batch) * out);
-  const auto run = [&](const auto& all) {
-    auto some = all;
-    for (int64_t row = 0; row < rows.count; row += batch) {
-      const int64_t n = std::min(batch, rows.count - row);
-      const size_t begin = static_cast<size_t>(row) * in, count = static_cast<size_t>(n) * in;
-      some.assign(static_cast<size_t>(batch) * in, 0);
-      std::copy_n(all.begin() + static_cast<std::ptrdiff_t>(begin), count, some.begin());
-      plan.run(some.data(), last.data());
-      std::copy_n(last.begin(), static_cast<size_t>(n) * out,
-                  answers.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(row) * out));
-    }
-  };
-  rows.pixels.empty() ? run(rows.floats) : run(rows.pixels);
-  return answers;
 }
 
 void softmax(float* values, size_t count) {
@@ -228,60 +227,49 @@ void write_array(const std::string& path, const std::vector<float>& answers, con
     throw FormatError("cannot write " + path + ": give another --output");
 }
 
-// ---- the benchmark -------------------------------------------------------------------------------------------------
-
-void bench(Plan& plan, const Rows& rows, int64_t batch, size_t in, size_t out, const Model& file,
-           const Options& options) {
-  std::vector<float> input(static_cast<size_t>(batch) * in), output(static_cast<size_t>(batch) * out);
-  std::vector<uint8_t> pixels(rows.pixels.empty() ? 0 : input.size());
-  for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = rows.pixels[i % rows.pixels.size()];
-  for (size_t i = 0; i < input.size() && !rows.floats.empty(); ++i) input[i] = rows.floats[i % rows.floats.size()];
-  const std::vector<double> us = latencies(
-      [&] { pixels.empty() ? plan.run(input.data(), output.data()) : plan.run(pixels.data(), output.data()); }, 1);
-  const auto at = [&us](double share) { return us[static_cast<size_t>(share * static_cast<double>(us.size() - 1))]; };
-  const double rows_a_second = 1e6 * static_cast<double>(batch) / at(0.5);
-  const auto whole = [](auto value) { return static_cast<long long>(value); };
-  const char* const pattern =
-      options.json
-          ? "{\"batch\": %lld, \"threads\": %lld, \"isa\": \"%s\", \"runs\": %lld, \"us\": {\"min\": %.3f, \"median\": "
-            "%.3f, \"p90\": %.3f, \"p99\": %.3f}, \"rows_per_second\": %.6g, "
-          : "batch %lld, threads %lld, %s, %lld runs\nlatency in us: min %.3f, median %.3f, p90 %.3f, p99 %.3f\n"
-            "throughput: %.6g rows a second\n";
-  std::printf(pattern, whole(batch), whole(options.threads), cpu_isa_name(), whole(us.size()), us[0], at(0.5), at(0.9),
-              at(0.99), rows_a_second);
-  std::printf(options.json ? "\"lanes\": %lld, \"bytes\": {\"file\": %lld, \"weights\": %lld, \"workspace\": %lld}, "
-                             "\"layers\": ["
-                           : "lanes %lld; bytes: file %lld, weights %lld, workspace %lld\n",
-              whole(plan.lanes()), whole(file.file_bytes), whole(plan.weight_bytes()), whole(plan.workspace_bytes()));
-  bool first = true;
-  for (const Choice& choice : plan.choices()) {
-    const char* const kind = name(file.ops[static_cast<size_t>(choice.op)].kind);
-    if (options.json)
-      std::printf("%s{\"step\": %d, \"op\": \"%s\", \"form\": %s, \"us\": %.3f}", first ? "" : ", ", choice.op + 1,
-                  kind, quoted(choice.form).c_str(), choice.us);
-    else
-      std::printf("step %d, %s: %s, %.3f us\n", choice.op + 1, kind, choice.form.c_str(), choice.us);
-    first = false;
+// Whether the answers are the recorded ones, where such are given.
+bool work(const Options& options) {
+  const BenchOptions& bench = options.bench;
+  const auto network = load(bench.file.c_str());
+  const Model& file = model(*network);
+  std::vector<int64_t> shape = output_shape(*network);
+  if (options.output.empty() && bench.check.empty() && shape.size() != 1)
+    throw FormatError(bench.file + " answers with " + text(shape) + ", not with classes: give --output Y.npy");
+  const Rows rows = read_rows(bench.input, file);
+  std::vector<float> recorded;
+  if (!bench.check.empty()) recorded = read_answers(bench.check, *network, rows.count);
+  const int64_t batch = options.batch ? bench.batches[0] : std::clamp<int64_t>(rows.count, 1, 64);
+  std::vector<float> found = answers(network, rows,
+                                     {.batch = batch,
+                                      .threads = bench.threads[0],
+                                      .cache = bench.cache,
+                                      .device = bench.devices[0],
+                                      .precision = bench.precisions[0],
+                                      .dense = bench.dense});
+  if (!options.output.empty()) {
+    shape.insert(shape.begin(), rows.count);
+    write_array(options.output, found, shape);
   }
-  if (options.json) std::printf("]}\n");
+  if (!bench.check.empty()) {
+    const Check check = compare(found, recorded, rows.count, bench.precisions[0]);
+    std::printf("%lld rows: largest difference %.3g of the largest answer, tolerance %.3g: %s\n",
+                static_cast<long long>(check.rows), check.largest_difference, check.tolerance,
+                check.equal() ? "equal" : "NOT EQUAL");
+    return check.equal();
+  }
+  if (options.output.empty()) show(found, rows.count, file, options);
+  return true;
 }
 
-void work(const Options& options) {
-  const auto network = load(options.file.c_str());
-  const Model& file = model(*network);
-  const std::vector<int64_t>& out_shape = output_shape(*network);
-  const auto in = static_cast<size_t>(product(file.input_shape)), out = static_cast<size_t>(product(out_shape));
-  if (!options.bench && options.output.empty() && out_shape.size() != 1)
-    throw FormatError(options.file + " answers with " + text(out_shape) + ", not with classes: give --output Y.npy");
-  const Rows rows = options.input.empty() ? Rows{} : read_rows(options.input, file);
-  const int64_t batch = options.batch ? options.batch : options.bench ? 1 : std::clamp<int64_t>(rows.count, 1, 64);
-  Plan plan(network, {.batch = batch, .threads = static_cast<int>(options.threads), .cache = options.cache});
-  if (options.bench) return bench(plan, rows, batch, in, out, file, options);
-  std::vector<float> answers = answered(plan, rows, batch, in, out);
-  if (options.output.empty()) return show(answers, rows.count, file, options);
-  std::vector<int64_t> shape = out_shape;
-  shape.insert(shape.begin(), rows.count);
-  write_array(options.output, answers, shape);
+bool bench(const Options& options) {
+  if (!options.json_file.empty()) check_writable(options.json_file);
+  const DeviceResult result = measure(
+      options.bench, [](const std::string& doing) { std::fprintf(stderr, "pykd-run: %s ...\n", doing.c_str()); });
+  if (!options.json_file.empty()) write_whole(options.json_file, json(result));
+  std::fputs(lines(result).c_str(), stdout);
+  const bool any = std::ranges::any_of(result.runs, [](const RunResult& run) { return run.runs.has_value(); });
+  if (!any) std::fputs("pykd-run: nothing could be measured: see what is missing\n", stderr);
+  return any && (!result.check || result.check->equal());
 }
 
 }  // namespace
@@ -304,9 +292,14 @@ int main(int count, char** words) {
       std::printf("pykd-run %s\n", pykd_version());
       return 0;
     }
-    work(parsed(all));
+    if (has("--devices")) {
+      std::fputs(lines(machine("/")).c_str(), stdout);
+      return 0;
+    }
+    const Options options = parsed(all);
+    const bool good = options.measure ? bench(options) : work(options);
     if (std::fflush(stdout) != 0) return failed("cannot write the answers", 1);
-    return 0;
+    return good ? 0 : 1;
   } catch (const UsageError& error) {
     return failed(error.what(), 2);
   } catch (const std::bad_alloc&) {
