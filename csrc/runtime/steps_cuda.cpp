@@ -55,7 +55,7 @@ PYKD_ENQUEUE(RepackPlanes, repack_planes_cuda)
 #undef PYKD_ENQUEUE
 
 void enqueue(const Step& step, int64_t groups, cudaStream_t stream) {
-  std::visit([&](const auto& work) { check(enqueue(work, groups, stream)); }, step.work);
+  std::visit([&](const auto& work) { check(static_cast<cudaError_t>(enqueue(work, groups, stream))); }, step.work);
 }
 
 // What lies in page-locked memory: the processor's address and the device's.
