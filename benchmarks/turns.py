@@ -25,13 +25,14 @@ def measure_case(
     setup: Call | None = None,
     warmup: int = 1,
     device: str = "cpu",
+    dtype: str = "float32",
 ) -> None:
     """One block of one implementation, of a row of the table by its name.
 
     ``setup`` runs before each round of one iteration, unmeasured; ``warmup`` is how many rounds go before, unmeasured.
     """
-    benchmark.group = f"{op} {case}, {device}, {threads} threads"
+    benchmark.group = f"{op} {case}, {device}, {dtype}, {threads} threads"
     benchmark.extra_info.update(
-        op=op, case=case, implementation=name, device=device, dtype="float32", threads=threads, block=block
+        op=op, case=case, implementation=name, device=device, dtype=dtype, threads=threads, block=block
     )
     benchmark.pedantic(call, setup=setup, rounds=rounds, iterations=iterations, warmup_rounds=warmup)

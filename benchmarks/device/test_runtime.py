@@ -113,29 +113,31 @@ if MODELS:
         raise SystemExit(f"PYKD_MODELS={MODELS}: there is no *.pykd.safetensors in it")
 
 
-def settings() -> Iterator[tuple[str, int]]:
-    """Devices with the numbers of threads."""
-    yield from dict.fromkeys([("cpu", 1), ("cpu", len(os.sched_getaffinity(0)))])
+def settings() -> Iterator[tuple[str, str, int]]:
+    """Devices with precisions and numbers of threads."""
+    for threads in sorted({1, len(os.sched_getaffinity(0))}):
+        yield "cpu", "float32", threads
     if MACHINE["cuda"]:
-        yield "cuda", 1
+        yield "cuda", "float32", 1
+        yield "cuda", "float16", 1
 
 
 def runs() -> Iterator[Any]:
-    """Network, batch, device, threads, implementation and turn of every measurement, in order."""
+    """Network, batch, setting, implementation and turn of every measurement, in order."""
     for name in NAMES:
         for batch in BATCHES:
-            for device, threads in settings():
+            for setting in settings():
                 for block, way in in_turns(["pykd", "dense"], BLOCKS):
-                    label = f"{name}-{batch}-{device}-{threads}T-{way}-{block}".replace(" ", "")
-                    yield pytest.param(name, batch, device, threads, way, block, id=label)
+                    label = f"{name}-{batch}-{'-'.join(map(str, setting))}T-{way}-{block}".replace(" ", "")
+                    yield pytest.param(name, batch, setting, way, block, id=label)
 
 
 @cache
-def prepared(name: str, batch: int, device: str, threads: int, way: str) -> tuple[Call, int]:
+def prepared(name: str, batch: int, setting: tuple[str, str, int], way: str) -> tuple[Call, int]:
     """The call, planned and warmed up, and how many make a round."""
     file = dense_of(name) if way == "dense" else file_of(name)
-    more = {"device": device} if device != "cpu" else {}
-    model = Model(file, threads=threads, **more)
+    device, precision, threads = setting
+    model = Model(file, threads=threads, device=device, precision=precision)
     rows = np.random.default_rng(batch).normal(size=(batch, *model.input_shape)).astype(np.float32)
     for _ in range(10):
         begin = perf_counter()
@@ -144,11 +146,13 @@ def prepared(name: str, batch: int, device: str, threads: int, way: str) -> tupl
     return lambda: model(rows), max(1, round(SECONDS / seconds))
 
 
-@pytest.mark.parametrize("name, batch, device, threads, way, block", list(runs()))
-def test_runtime(benchmark, name, batch, device, threads, way, block):
-    call, iterations = prepared(name, batch, device, threads, way)
+@pytest.mark.parametrize("name, batch, setting, way, block", list(runs()))
+def test_runtime(benchmark, name, batch, setting, way, block):
+    call, iterations = prepared(name, batch, setting, way)
     benchmark.extra_info.update(machine=MACHINE, versions=VERSIONS)
+    device, precision, threads = setting
     where = device if device == "cpu" else MACHINE["cuda"]["name"]
+    case = f"{name}, batch {batch}"
     measure_case(
-        benchmark, call, "engine", f"{name}, batch {batch}", threads, way, block, ROUNDS, iterations, device=where
+        benchmark, call, "engine", case, threads, way, block, ROUNDS, iterations, device=where, dtype=precision
     )
