@@ -2,6 +2,9 @@
 # pykd::<level>, and csrc/core/cpu_isa.cpp chooses one at run time. <op>_bfloat16_cpu.cpp has levels beyond these, for
 # the instructions that few processors have. tests/test_isa_levels.py looks through the symbols.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 12)  # no _Float16
+    message(FATAL_ERROR "pykd needs g++ 12 or newer on x86-64, found ${CMAKE_CXX_COMPILER_VERSION}: set CXX to one.")
+  endif()
   set(PYKD_ISA_LEVELS baseline avx2 avx512)
   set(PYKD_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
   set(PYKD_ISA_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c)

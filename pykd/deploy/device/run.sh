@@ -181,8 +181,9 @@ echo "measuring on $good, batch $batches ..."
 if run model.pykd.safetensors --bench --input inputs.npy --check answers.npy --device "$good" --batch "$batches" \
   --threads "${threads:-1}" ${precision:+--precision $precision} ${seconds:+--seconds $seconds} $power $dense \
   ${logs:+--trtexec $logs} --samples "$result.csv" --json "$result.json" >"$result.part"; then
-  mv "$result.part" "$result.md"
-  cat "$result.md"
+  cat "$result.part"
+  { echo '```' && cat "$result.part" && echo '```'; } >"$result.md"
+  rm "$result.part"
   say "$PWD/$result.json holds the record, .md this table"
 else
   cat "$result.part"
