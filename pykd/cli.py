@@ -389,54 +389,87 @@ def _read_rows(file: Path, model: "Model", resize: bool) -> "NDArray[Any]":
 @app.command()
 def bench(
     file: Annotated[Path, typer.Argument(help="A model file.")],
-    batch: Annotated[int, typer.Option(min=1, help="Rows of a run.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="That work.")] = 1,
+    batch: Annotated[str, typer.Option(help="Rows of a run; a list, such as 1,8,64, measures each.")] = "1",
+    threads: Annotated[str, typer.Option(help="That work on the CPU; also a list.")] = "1",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the engine works.")] = "cpu",
-    seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure.")] = 2.0,
-    output: Annotated[Path | None, typer.Option(help="Write what was measured to a JSON file, too.")] = None,
+    precision: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="Of what CUDA's tensor cores multiply.")
+    ] = "float32",
+    dense: Annotated[bool, typer.Option("--dense", help="Also with every weight dense.")] = False,
+    power: Annotated[bool, typer.Option("--power", help="Also idle power, and the energy of a row.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.001, help="Of each of three repeats.")] = 2.0,
+    record: Annotated[Path | None, typer.Option("--json", help="Write what was measured to a JSON file, too.")] = None,
+    samples: Annotated[Path | None, typer.Option(help="Write every sample of power to a CSV file.")] = None,
 ) -> None:
-    """Measure a model file on the engine: latency, throughput, memory, and what the planner took for each layer."""
-    if device == "cuda":
-        raise ConfigError("--device cuda: this build's engine works on the CPU alone")
-
-    import numpy as np
+    """Measure a model file on this machine: latency, throughput, memory, power, and what was taken for each layer."""
     from rich.console import Console
 
     from pykd._files import write_atomically
-    from pykd.deploy import Model
+    from pykd.deploy.engine import bench as measure
 
-    progress = Console(stderr=True)
-    with progress.status("planning: timing each layer's forms ..."):
-        model = Model(file, threads=threads)
-        choices, memory = model.choices(batch), model.memory(batch)
-    with progress.status(f"measuring for {seconds:g} s ..."):
-        us = model.latencies(batch, seconds)
-    from pykd import _runtime  # only now: the model says what to do where it is not compiled
-
-    low, median, p90, p99 = np.percentile(us, (0, 50, 90, 99)).tolist()
-    record = {
-        "file": file.name,
-        "batch": batch,
-        "threads": threads,
-        "device": device,
-        "isa": _runtime.isa(),
-        "runs": len(us),
-        "us": {"min": low, "median": median, "p90": p90, "p99": p99},
-        "rows_per_second": 1e6 * batch / median,
-        "bytes": {"file": model.file_bytes, **memory._asdict()},
-        "layers": [choice._asdict() for choice in choices],
-    }
-    if output:
-        write_atomically(output, (json.dumps(record, indent=2) + "\n").encode(), then="measure again")
-    layers = [[str(each.step), each.op, each.form, f"{each.us:,.2f}"] for each in choices]
-    _show_table(["step", "op", "form", "us"], layers)
+    with Console(stderr=True).status("measuring ...") as status:
+        found = measure(
+            file,
+            batches=_whole_numbers("--batch", batch),
+            threads=_whole_numbers("--threads", threads),
+            devices=[device],
+            precisions=[precision],
+            dense=dense,
+            power=power,
+            seconds=seconds,
+            samples=samples,
+            say=lambda doing: status.update(f"{doing} ..."),
+        )
+    runs, model = found["runs"], found["model"]
+    missing = list(dict.fromkeys(why for run in runs for why in run["missing"]))
+    if all(run["latency_us"]["runs"] is None for run in runs):
+        raise PykdError(f"nothing could be measured: {missing[-1]}")
+    if len(runs) == 1:
+        layers = [[str(each["step"]), each["op"], each["form"], f"{each['us']:,.2f}"] for each in runs[0]["layers"]]
+        _show_table(["step", "op", "form", "us"], layers)
+    titles = [
+        "form",
+        "threads",
+        "batch",
+        "us",
+        "90 %",
+        "99 %",
+        "least",
+        "rows a second",
+        "weights",
+        "workspace",
+        "peak",
+    ]
     _show_table(
-        ["latency (us)", "90 %", "99 %", "least", "rows a second", "file (bytes)", "weights", "workspace"],
-        [
-            [f"{median:,.2f}", f"{p90:,.2f}", f"{p99:,.2f}", f"{low:,.2f}", f"{record['rows_per_second']:,.0f}"]
-            + [f"{size:,}" for size in (model.file_bytes, *memory)]
-        ],
+        [*titles, *(["W", "mJ a row", "above idle"] if power else [])], [_run_cells(run, power) for run in runs]
     )
+    typer.echo(
+        f"us: microseconds of a run, 90 % and 99 % of them below; memory in bytes; the file has {model['bytes']:,}, "
+        f"dense it would have {model['dense_bytes']:,}"
+    )
+    for why in missing:
+        typer.echo(f"missing: {why}", err=True)
+    if record:
+        write_atomically(record, (json.dumps(found, indent=2) + "\n").encode(), then="measure again")
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    if not re.fullmatch(r"[1-9]\d{0,8}(,[1-9]\d{0,8})*", text):
+        raise ConfigError(f"{option} {text}: give a whole number from 1 on, or a list such as 1,8,64")
+    return [int(number) for number in text.split(",")]
+
+
+def _run_cells(run: dict[str, Any], power: bool) -> list[str]:
+    us, taken = run["latency_us"], run["power"] or {"watts": None, "millijoules_per_row": {}}
+    energy = taken["millijoules_per_row"]
+    figures = [
+        *((us[key], 2) for key in ("p50", "p90", "p99", "min")),
+        (run["rows_per_second"], 0),
+        *((run[f"{key}_bytes"], 0) for key in ("weight", "workspace", "peak_memory")),
+        *([(taken["watts"], 2), (energy.get("total"), 4), (energy.get("above_idle"), 4)] if power else []),
+    ]
+    cells = ["-" if value is None else f"{value:,.{digits}f}" for value, digits in figures]
+    return [run["form"], str(run["threads"]), str(run["batch"]), *cells]
 
 
 @app.command()

@@ -22,7 +22,7 @@ EMULATION = r'<ucontext\.h>|<sanitizer/(asan|tsan)_interface\.h>|"emulation/\w+\
 BINDINGS = r"<pybind11/.+>|<torch/csrc/(Exceptions|utils/pybind)\.h>"
 DOOR = r'"kernels/(\w+)/\1\.h"'
 RUNTIME = r'"runtime/(fuzz/)?\w+\.h"'
-POSIX = r"<(sys/(mman|stat)|fcntl|unistd)\.h>"
+POSIX = r"<(sys/(mman|stat|wait)|fcntl|poll|spawn|unistd)\.h>"
 TORCH = r"<(ATen/.+|c10/.+|torch/library\.h|torch/csrc/autograd/custom_function\.h)>"
 
 # The first pattern that fits a file (below csrc/) decides; {op} is the stem of its room.

@@ -135,24 +135,27 @@ void test_device() {
     }
     std::fclose(file);
   });
-  Sampler sampler(2, source->period, source->read);
-  std::this_thread::sleep_for(std::chrono::milliseconds(700));
-  const Samples samples = sampler.between(start + 0.05, start + 0.65);
-  stop = true;
-  writer.join();
-  check(samples.times.size() > 60, "samples of the device: " + std::to_string(samples.times.size()));
   const auto primitive = [](double t) {
     return 5 * t - 4 * std::cos(2 * std::numbers::pi * 3 * t) / (6 * std::numbers::pi);
   };
-  if (samples.times.size() > 60) {
-    const Energy energy = integrate(samples.times, samples.column(0), start + 0.05, start + 0.65);
-    const double exact = primitive(0.65) - primitive(0.05);
-    // On a busy machine the writer may be late, by up to the period of what it writes.
-    check(std::abs(energy.joules - exact) < (kSlow ? 0.1 : 0.01) * exact,
-          "the device's energy to 1 %: " + std::to_string(energy.joules / exact));
-    check(std::abs(integrate(samples.times, samples.column(1), start + 0.05, start + 0.65).watts - 1) < 1e-9,
-          "a rail that stays as it is");
+  double error = 1, steady = 0;
+  for (int again = 0; again < 5 && error > 0.01; ++again) {  // on a busy machine the writer may be late
+    const double begin = seconds_now() - start, end = begin + 0.6;
+    Sampler sampler(2, source->period, source->read);
+    std::this_thread::sleep_for(std::chrono::milliseconds(650));
+    const Samples samples = sampler.between(start + begin, start + end);
+    try {
+      const Energy energy = integrate(samples.times, samples.column(0), start + begin, start + end);
+      const double exact = primitive(end) - primitive(begin);
+      error = std::abs(energy.joules - exact) / exact;
+      steady = integrate(samples.times, samples.column(1), start + begin, start + end).watts;
+    } catch (const PowerError&) {
+    }
   }
+  stop = true;
+  writer.join();
+  check(error <= 0.01, "the device's energy to 1 %, but for " + std::to_string(error));
+  check(std::abs(steady - 1) < 1e-9, "a rail that stays as it is");
   const std::string text = csv({2, {1.5, 1.502}, {5, 1, NAN, 1.25}}, {"VDD_IN", "VDD_SOC"}, 1);
   check(text == "time_s,VDD_IN,VDD_SOC\n0.500000,5,1\n0.502000,,1.25\n", "CSV: " + text);
   check(!power_source("/nowhere", missing) && missing.size() == 1, "a device without rails");

@@ -46,7 +46,6 @@ class Writer {
   void operator()(std::string_view key, const Value& value) {
     comma();
     text_ += quoted(key) + ": ";
-    fresh_ = true;
     put(value);
   }
 

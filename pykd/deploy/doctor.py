@@ -1,5 +1,6 @@
 """What this machine has: versions, compiled operators, devices, data."""
 
+import json
 import os
 import platform
 from importlib import metadata
@@ -17,7 +18,13 @@ def examine() -> tuple[dict[str, str], bool]:
     try:
         from pykd import _runtime
 
-        findings["engine"] = f"built, instruction set {_runtime.isa()}"
+        machine = json.loads(_runtime.machine())
+        if machine["name"]:
+            software = f"L4T {machine['l4t'] or 'unknown'}, JetPack {machine['jetpack'] or 'unknown'}"
+            mode = (machine["power_mode"] or {}).get("name", "unknown")
+            findings["board"] = f"{machine['name']}, {software}, power mode {mode}"
+        device = machine["cuda"]["name"] if machine["cuda"] else "none"
+        findings["engine"] = f"built, instruction set {machine['isa']}, CUDA device {device}"
     except ImportError:
         findings["engine"] = "not built: run pip install . in pykd's source folder"
     try:

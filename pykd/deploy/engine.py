@@ -1,11 +1,13 @@
-"""A model file answered by pykd's engine: numpy arrays in and out. Needs numpy alone."""
+"""A model file answered, and measured, by pykd's engine: numpy arrays in and out. Needs numpy alone."""
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,6 +19,7 @@ from pykd.errors import PykdError
 LARGEST_BATCH = 256  # rows that go through at a time
 KEPT_BATCHES = 4  # sizes whose plans are kept
 FLOATS, PIXELS = np.dtype(np.float32), np.dtype(np.uint8)
+DEVICES, PRECISIONS = ("cpu", "cuda"), ("float32", "float16", "bfloat16")
 
 
 class Choice(NamedTuple):
@@ -48,7 +51,7 @@ class Memory(NamedTuple):
 
 
 class Model:
-    """The network of a model file on the CPU, by the engine: no torch, no framework.
+    """The network of a model file, on the CPU or on CUDA, by the engine: no torch, no framework.
 
     It may be called by several threads at the same time, and keeps a plan for each of them; a process that was forked
     plans anew. What it takes for each layer is measured the first time a batch size comes, and remembered in
@@ -57,9 +60,12 @@ class Model:
 
     Args:
         path: of a ``*.pykd.safetensors``; anyone may have written it.
-        threads: that a call works with; by default as many as this process has processors. Small layers take one.
+        threads: that a call works with; by default as many as this process has processors, on CUDA one. Small layers
+            take one.
         measure: time each layer's forms on this machine; otherwise a model of their costs decides, and the same file
             gives the same bits on every processor of a kind.
+        device: cpu or cuda.
+        precision: float32, float16 or bfloat16, of what CUDA's tensor cores multiply; sums are float32.
 
     Attributes:
         threads: the same.
@@ -68,7 +74,8 @@ class Model:
         takes_pixels: whether the file says how pixels are normalised.
 
     Raises:
-        PykdError: the file cannot be read, or breaks a rule of the format; ``threads`` is not in 1 to 256.
+        PykdError: the file cannot be read, or breaks a rule of the format; ``threads`` is not in 1 to 256; device or
+            precision is not known. At the first call: there is no CUDA here, or the device lacks the precision.
         ImportError: the engine is not compiled here.
 
     Cost: reading checks the whole file. A call on a new batch size plans it, which takes from some milliseconds to a
@@ -88,25 +95,35 @@ class Model:
 
     _all: ClassVar[weakref.WeakSet[Model]] = weakref.WeakSet()
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None, measure: bool = True) -> None:
-        try:
-            from pykd import _runtime
-        except ImportError as error:
-            raise ImportError(
-                f"pykd's engine is not compiled here ({error}): run `pip install .` in pykd's source folder, "
-                "with PYKD_TORCH=off for the engine alone"
-            ) from error
-        self.threads = min(len(os.sched_getaffinity(0)), _runtime.most_threads) if threads is None else threads
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        measure: bool = True,
+        device: str = "cpu",
+        precision: str = "float32",
+    ) -> None:
+        _runtime = _engine()
+        for what, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
+            if value not in known:
+                raise PykdError(f"{what} should be {' or '.join(known)}, got {value!r}")
+        if threads is None:
+            threads = 1 if device == "cuda" else min(len(os.sched_getaffinity(0)), _runtime.most_threads)
+        self.threads = threads
         if type(self.threads) is not int or not 1 <= self.threads <= _runtime.most_threads:
             raise PykdError(f"threads should be 1 to {_runtime.most_threads}, got {threads}")
-        self._settings: dict[str, Any] = {"threads": self.threads, "measure": measure, "cache": _cache()}
+        self._settings: dict[str, Any] = {
+            "threads": self.threads,
+            "measure": measure,
+            "cache": _cache(),
+            "device": device,
+            "precision": precision,
+        }
         self._runtime = _runtime
         self._begin()
-        name = os.fsencode(path)
-        if b"\0" in name:
-            raise PykdError(f"cannot read {path!r}: a path has no null characters")
         try:
-            self._network = _runtime.Network(name)
+            self._network = _runtime.Network(_name(path))
         except ValueError as error:
             raise PykdError(str(error)) from None
         self.input_shape: tuple[int, ...] = self._network.input_shape
@@ -218,7 +235,7 @@ class Model:
         try:
             with self._planning:
                 return self._runtime.Plan(self._network, batch, **self._settings)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             raise PykdError(str(error)) from None
 
     def _give_back(self, batch: int, plan: Any) -> None:
@@ -233,6 +250,90 @@ class Model:
 
 
 os.register_at_fork(after_in_child=Model._after_fork)
+
+
+def bench(
+    path: str | os.PathLike[str],
+    *,
+    batches: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    devices: Sequence[str] = ("cpu",),
+    precisions: Sequence[str] = ("float32",),
+    dense: bool = False,
+    power: bool = False,
+    seconds: float = 2.0,
+    samples: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] = "/",
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Measures a model file on this machine, every batch with every number of threads, device and precision.
+
+    Args:
+        path: of a ``*.pykd.safetensors``.
+        batches: rows of a run.
+        threads: that work, on the CPU.
+        devices: cpu, cuda.
+        precisions: float32, float16, bfloat16, of what CUDA's tensor cores multiply.
+        dense: also the network with every weight dense.
+        power: also idle power, and the energy of a row, where the machine has power monitors that can be read.
+        seconds: of each of three repeats, after up to two to warm up.
+        samples: a CSV file for every sample of power.
+        root: the folder in which sensors and versions are read, such as a copy of a device's files.
+        say: is called with what is going on, a sentence at a time; what it raises ends the measurement.
+
+    Returns:
+        The device result: ``machine``, ``model`` and ``runs``. A value that could not be had is None, and ``missing``
+        beside it says why; a run that failed has no latencies.
+
+    Raises:
+        PykdError: the file cannot be read, the samples cannot be written, or an option is out of range.
+        ImportError: the engine is not compiled here.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pykd.deploy import export
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = export(torch.nn.Linear(4, 2), f"{folder}/layer.pykd.safetensors", torch.zeros(1, 4))
+        ...     record = bench(f"{folder}/layer.pykd.safetensors", batches=[1, 8], seconds=0.01)
+        >>> [run["batch"] for run in record["runs"]]
+        [1, 8]
+        >>> record["runs"][0]["latency_us"]["p50"] > 0
+        True
+    """
+    options = {"batches": batches, "threads": threads, "devices": devices, "precisions": precisions}
+    try:
+        record = _engine().measure(
+            _name(path),
+            **options,
+            dense=dense,
+            power=power,
+            seconds=seconds,
+            samples=_name(samples or ""),
+            root=_name(root),
+            cache=_cache(),
+            say=say,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise PykdError(str(error)) from None
+    return json.loads(record)
+
+
+def _engine() -> Any:
+    try:
+        from pykd import _runtime
+    except ImportError as error:
+        raise ImportError(
+            f"pykd's engine is not compiled here ({error}): run `pip install .` in pykd's source folder, "
+            "with PYKD_TORCH=off for the engine alone"
+        ) from error
+    return _runtime
+
+
+def _name(path: str | os.PathLike[str]) -> bytes:
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise PykdError(f"cannot read {path!r}: a path has no null characters")
+    return name
 
 
 def _cache() -> bytes:

@@ -1,5 +1,6 @@
 """``pykd run`` and ``pykd bench``, and the program ``pykd-run``, which says the same without Python."""
 
+import hashlib
 import json
 import os
 import re
@@ -177,30 +178,73 @@ def test_rows_of_the_test_data(folder):
     assert len(command("run", file, "--rows", 10**6).stdout.splitlines()) == len(DIGITS)
 
 
+def assert_measured(record, file, batches, threads):
+    assert record["pykd_device_result"] == 1
+    assert record["pykd"] == pykd.__version__
+    model = record["model"]
+    assert (model["file"], model["bytes"]) == (file.name, file.stat().st_size)
+    assert model["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (model["weights"], model["dense_bytes"]) == (64 * 16 + 160, 4 * (64 * 16 + 160 + 26))
+    assert [(run["batch"], run["threads"]) for run in record["runs"]] == [(b, t) for t in threads for b in batches]
+    for run in record["runs"]:
+        us = run["latency_us"]
+        assert 0 < us["min"] <= us["p50"] <= us["p90"] <= us["p95"] <= us["p99"] <= us["max"]
+        assert us["min"] <= us["mean"] <= us["max"]
+        assert us["runs"] >= 3 * 20
+        assert len(run["repeats_p50_us"]) == 3
+        assert us["min"] <= min(run["repeats_p50_us"]) <= us["p50"] <= max(run["repeats_p50_us"])
+        assert 0 < run["rows_per_second"] <= 1e6 * run["batch"] / us["min"]
+        assert [layer["op"] for layer in run["layers"]] == ["linear", "linear"]
+        assert run["peak_memory_bytes"] > run["weight_bytes"] + run["workspace_bytes"] > 0
+
+
 def test_bench(folder, tmp_path):
     file = folder / "digits.pykd.safetensors"
-    said = command("bench", file, "--batch", 3, "--seconds", 0.05, "--output", tmp_path / "a.json").stdout
+    said = command("bench", file, "--batch", 3, "--seconds", 0.05, "--json", tmp_path / "a.json").stdout
     record = json.loads((tmp_path / "a.json").read_bytes())
-    us = record["us"]
-    assert 0 < us["min"] <= us["median"] <= us["p90"] <= us["p99"]
-    assert record["rows_per_second"] == pytest.approx(3e6 / us["median"])
-    assert record["bytes"]["file"] == file.stat().st_size
-    assert [layer["op"] for layer in record["layers"]] == ["linear", "linear"]
-    for word in ("linear", f"{us['median']:,.2f}", f"{file.stat().st_size:,}"):
+    assert_measured(record, file, [3], [1])
+    for word in ("linear", f"{record['runs'][0]['latency_us']['p50']:,.2f}", f"{file.stat().st_size:,}"):
         assert word in said
+    command("bench", file, "--batch", "1,8", "--threads", "1,2", "--seconds", 0.01, "--json", tmp_path / "a.json")
+    assert_measured(json.loads((tmp_path / "a.json").read_bytes()), file, [1, 8], [1, 2])
 
 
-def test_the_program_measures(folder, program):
+def test_the_program_measures(folder, program, tmp_path):
     file = folder / "digits.pykd.safetensors"
-    record = json.loads(answered(program, file, "--bench", "--batch", "2", "--threads", "2", "--json").stdout)
-    us = record["us"]
-    assert (record["batch"], record["threads"]) == (2, 2)
-    assert 0 < us["min"] <= us["median"] <= us["p90"] <= us["p99"]
-    assert record["bytes"]["file"] == file.stat().st_size
-    assert [layer["op"] for layer in record["layers"]] == ["linear", "linear"]
-    said = answered(program, file, "--bench", "--input", folder / "one.npy").stdout
-    assert f"file {file.stat().st_size}," in said
+    options = ("--seconds", "0.02", "--json", tmp_path / "a.json")
+    said = answered(program, file, "--bench", "--batch", "2,70", "--threads", "2", *options)
+    assert_measured(json.loads((tmp_path / "a.json").read_bytes()), file, [2, 70], [2])
+    assert "threads 2, batch 70: measuring" in said.stderr
+    said = answered(program, file, "--bench", "--input", folder / "pixels.npy", *options).stdout
+    assert_measured(json.loads((tmp_path / "a.json").read_bytes()), file, [1], [1])
+    assert f"{file.stat().st_size} bytes" in said
     assert said.count("linear") == 2
+    said = answered(program, file, "--bench", "--dense", *options).stdout
+    record = json.loads((tmp_path / "a.json").read_bytes())
+    assert [run["form"] for run in record["runs"]] == ["sparse", "dense"]
+    assert {layer["form"] for layer in record["runs"][1]["layers"]} == {"dense"}
+
+
+@pytest.mark.parametrize("mode", [(), ("--bench", "--seconds", "0.01")])
+def test_the_program_compares_answers(folder, program, tmp_path, mode):
+    file, inputs = folder / "digits.pykd.safetensors", folder / "floats.npy"
+    answers = Model(file)(_floats(70))
+    np.save(tmp_path / "same.npy", answers)
+    answers[69, 9] += 0.01 * np.abs(answers).max()
+    np.save(tmp_path / "other.npy", answers)
+    np.save(tmp_path / "few.npy", answers[:69])
+    said = answered(program, file, "--input", inputs, "--check", tmp_path / "same.npy", *mode).stdout
+    assert re.search(r"70 rows: largest difference \S+( of the largest answer)?, tolerance 0.0001: equal", said)
+    said = answered(program, file, "--input", inputs, "--check", tmp_path / "other.npy", *mode, code=1).stdout
+    assert re.search(r"largest difference 0\.0[01]\d+.*: NOT EQUAL", said)
+    said = answered(program, file, "--input", inputs, "--check", tmp_path / "few.npy", *mode, code=1).stderr
+    assert re.search(r"few.npy: its shape is \[69, 10\], the answers to the input are float32 \[70, 10\]", said)
+
+
+def test_the_program_says_what_is_here(program):
+    said = answered(program, "--devices").stdout
+    assert re.search(r"^processor +\S", said, re.MULTILINE)
+    assert re.search(r"^CUDA +\S", said, re.MULTILINE)
 
 
 def test_the_program_helps(program):
@@ -244,8 +288,11 @@ def test_the_program_needs_system_libraries_alone(program):
         (["run", "digits", "--input", "one.npy", "--output", "/proc/a.npy"], "cannot write /proc/a.npy", 1),
         (["run", "digits", "--input", "one.npy", "--threads", "1000"], "threads should be 1 to 256", 1),
         (["run", "few", "--rows", "9"], "has 3 classes, the data has the label [3-9]: give the data it was", 1),
-        (["bench", "digits", "--device", "cuda"], "this build's engine works on the CPU alone", 2),
-        (["bench", "digits", "--batch", "70000"], "batch", 1),
+        (["bench", "digits", "--batch", "70000"], "nothing could be measured: .*batch should be 1 to 65536", 1),
+        (["bench", "digits", "--batch", "1,x"], "--batch 1,x: give a whole number from 1 on, or a list", 2),
+        (["bench", "digits", "--precision", "float16"], "nothing could be measured: .*leave precision at float32", 1),
+        (["bench", "nowhere"], "cannot read .*nowhere", 1),
+        (["bench", "digits", "--samples", "/proc/a.csv"], "cannot write /proc/a.csv", 1),
     ],
 )
 def test_errors_are_one_sentence(folder, words, sentence, code):
@@ -264,7 +311,17 @@ def test_errors_are_one_sentence(folder, words, sentence, code):
         (["digits", "digits", "--bench"], "is not known", 2),
         (["digits", "--bench", "--output", "a.npy"], "leave out --output", 2),
         (["digits", "--bench", "--batch", "0"], "--batch 0: give a whole number from 1 to 65536", 2),
-        (["digits", "--bench", "--threads", "2x"], "--threads 2x: give a whole number from 1 to 256", 2),
+        (["digits", "--bench", "--threads", "1,2x"], "--threads 2x: give a whole number from 1 to 256", 2),
+        (["digits", "--bench", "--device", "gpu"], "--device gpu: give one of cpu, cuda", 2),
+        (["digits", "--bench", "--precision", ""], "--precision : give one of float32, float16, bfloat16", 2),
+        (["digits", "--bench", "--seconds", "0"], "--seconds 0: give a number from 0.001 to 86400", 2),
+        (["digits", "--bench", "--json"], "--json needs a value", 2),
+        (["digits", "--bench", "--check", "one.npy"], "--check needs the --input", 2),
+        (["digits", "--bench", "--json", "/proc/a.json"], "cannot write /proc/a.json", 1),
+        (["digits", "--bench", "--samples", "/proc/a.csv"], "cannot write /proc/a.csv", 1),
+        (["digits", "--input", "one.npy", "--batch", "1,2"], "lists are for --bench", 2),
+        (["digits", "--input", "one.npy", "--power"], "to measure, add --bench", 2),
+        (["digits", "--input", "one.npy", "--precision", "float16"], "leave precision at float32", 1),
         (["nowhere", "--bench"], "cannot read .*nowhere", 1),
         (["digits", "--input", "nowhere.pgm"], "cannot read .*nowhere.pgm", 1),
         (["digits", "--input", "digit.png"], "digit.png: it is no PPM or PGM image", 1),
