@@ -72,7 +72,8 @@ def prepare(implementation: Callable[[Any, int], Call], case: Case, threads: int
     call, expected = implementation(case, threads), case.expected(name)
     actual = torch.as_tensor(call())
     if expected is not None:
-        error = 3 * torch.finfo(torch.bfloat16).eps if "bfloat16" in name else tolerance(torch.float32, length=10**6)
+        halves = next((each for each in ("bfloat16", "float16") if each in name), None)
+        error = 3 * torch.finfo(getattr(torch, halves)).eps if halves else tolerance(torch.float32, length=10**6)
         assert actual.shape == expected[0].shape, f"{name} gives {list(actual.shape)}"
         worst = ((actual.double() - expected[0]).abs() - error * expected[1]).max().item()
         assert worst <= 0, f"{name} is off by {worst} more than its arithmetic allows"
@@ -97,6 +98,7 @@ def measure(
     name: str,
     block: int,
     calls: int = 1,
+    device: str = "cpu",
 ) -> None:
     """One block of one implementation, of whose calls each does as much as ``calls``."""
     torch.set_num_threads(threads)
@@ -105,4 +107,4 @@ def measure(
         prepared[name] = prepare(implementations[name], case, threads, name)
     call, rounds, iterations = prepared[name]
     benchmark.extra_info["calls"] = calls
-    measure_case(benchmark, call, op, title, threads, name, block, rounds, iterations)
+    measure_case(benchmark, call, op, title, threads, name, block, rounds, iterations, device=device)
