@@ -64,16 +64,21 @@ class SharedPlan {
     const void* const from = input.data();
     float* const to = output.mutable_data();
     const py::handle kept = output.release();
+    std::exception_ptr thrown;
     PyThreadState* const state = PyEval_SaveThread();
-    {
+    try {
       const std::lock_guard one(mutex_);
       if (pixels)
         plan_.run(static_cast<const uint8_t*>(from), to);
       else
         plan_.run(static_cast<const float*>(from), to);
+    } catch (...) {
+      thrown = std::current_exception();
     }
     PyEval_RestoreThread(state);  // ends a daemon thread once the interpreter does, which no destructor would bear
-    return py::reinterpret_steal<py::array_t<float>>(kept);
+    auto answers = py::reinterpret_steal<py::array_t<float>>(kept);
+    if (thrown) std::rethrow_exception(thrown);
+    return answers;
   }
 
   std::vector<double> latencies(double seconds) {
@@ -110,10 +115,10 @@ class SharedPlan {
 
 // The record as JSON. say(sentence) is called while it measures; what it raises ends the measurement.
 std::string measured(const std::string& file, const std::vector<int64_t>& batches, const std::vector<int>& threads,
-                   const std::vector<std::string>& devices, const std::vector<std::string>& precisions, bool dense,
-                   bool power, double seconds, const std::string& input, const std::string& check,
-                   const std::vector<std::string>& trtexec, const std::string& root, const std::string& cache,
-                   const std::string& samples, const py::object& say) {
+                     const std::vector<std::string>& devices, const std::vector<std::string>& precisions, bool dense,
+                     bool power, double seconds, const std::string& input, const std::string& check,
+                     const std::vector<std::string>& trtexec, const std::string& root, const std::string& cache,
+                     const std::string& samples, const py::object& say) {
   BenchOptions options{file,    batches, threads, {},      {},   dense, power,
                        seconds, input,   check,   trtexec, root, cache, samples};
   for (const std::string& device : devices) options.devices.push_back(device_of(device));
