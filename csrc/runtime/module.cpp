@@ -110,10 +110,10 @@ class SharedPlan {
 
 // The record as JSON. say(sentence) is called while it measures; what it raises ends the measurement.
 std::string measured(const std::string& file, const std::vector<int64_t>& batches, const std::vector<int>& threads,
-                   const std::vector<std::string>& devices, const std::vector<std::string>& precisions, bool dense,
-                   bool power, double seconds, const std::string& input, const std::string& check,
-                   const std::vector<std::string>& trtexec, const std::string& root, const std::string& cache,
-                   const std::string& samples, const py::object& say) {
+                     const std::vector<std::string>& devices, const std::vector<std::string>& precisions, bool dense,
+                     bool power, double seconds, const std::string& input, const std::string& check,
+                     const std::vector<std::string>& trtexec, const std::string& root, const std::string& cache,
+                     const std::string& samples, const py::object& say) {
   BenchOptions options{file,    batches, threads, {},      {},   dense, power,
                        seconds, input,   check,   trtexec, root, cache, samples};
   for (const std::string& device : devices) options.devices.push_back(device_of(device));
