@@ -252,9 +252,7 @@ bool work(const Options& options) {
   }
   if (!bench.check.empty()) {
     const Check check = compare(found, recorded, rows.count, bench.precisions[0]);
-    std::printf("%lld rows: largest difference %.3g of the largest answer, tolerance %.3g: %s\n",
-                static_cast<long long>(check.rows), check.largest_difference, check.tolerance,
-                check.equal() ? "equal" : "NOT EQUAL");
+    std::printf("%s\n", line(check).c_str());
     return check.equal();
   }
   if (options.output.empty()) show(found, rows.count, file, options);

@@ -357,13 +357,7 @@ std::string lines(const DeviceResult& result) {
   text += "model      " + printable(model.file) + ": " + std::to_string(model.bytes) + " bytes, " +
           std::to_string(model.nonzeros) + " of " + std::to_string(model.weights) + " weights are not zero; dense " +
           std::to_string(model.dense_bytes) + " bytes\n";
-  if (const auto& check = result.check) {
-    char line[160];
-    std::snprintf(line, sizeof line, "check      %lld rows: largest difference %.3g, tolerance %.3g: %s\n",
-                  static_cast<long long>(check->rows), check->largest_difference, check->tolerance,
-                  check->equal() ? "equal" : "NOT EQUAL");
-    text += line;
-  }
+  if (result.check) text += "check      " + line(*result.check) + '\n';
   std::vector<std::vector<std::string>> rows = {{"engine", "form", "device", "precision", "threads", "batch", "p50 us",
                                                  "p99 us", "max us", "rows/s", "peak MB", "W idle", "W", "mJ/row total",
                                                  "above idle", "throttled"}};

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
-#include <limits>
 
 #include "runtime/file.h"
 #include "runtime/image.h"
@@ -117,6 +117,14 @@ Check compare(const std::vector<float>& answers, const std::vector<float>& recor
     if (std::isnan(difference)) break;
   }
   return {rows, difference == 0 ? 0 : difference / largest, tolerance};
+}
+
+std::string line(const Check& check) {
+  char text[160];
+  std::snprintf(text, sizeof text, "%lld rows: largest difference %.3g of the largest answer, tolerance %.3g: %s",
+                static_cast<long long>(check.rows), check.largest_difference, check.tolerance,
+                check.equal() ? "equal" : "NOT EQUAL");
+  return text;
 }
 
 }  // namespace pykd::runtime

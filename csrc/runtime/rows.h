@@ -32,6 +32,7 @@ struct Check {
   double tolerance;
   bool equal() const { return largest_difference <= tolerance; }
 };
+std::string line(const Check& check);  // "64 rows: largest difference ...: equal"
 Check compare(const std::vector<float>& answers, const std::vector<float>& recorded, int64_t rows, Precision precision);
 
 }  // namespace pykd::runtime
