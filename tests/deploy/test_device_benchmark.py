@@ -26,7 +26,8 @@ def test_it_runs_without_torch(given, tmp_path):
     models.mkdir()
     write(ModelFile((3,), [Op("linear", (0,), {}, SparseWeight(np.eye(3)))]), models / "a.pykd.safetensors")
     paths = os.pathsep.join(map(str, (tmp_path, ROOT, *sys.path[1:])))
-    environment = {**os.environ, "PYTHONPATH": paths} | ({"PYKD_MODELS": str(models)} if given else {})
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # not xdist's worker
+    environment = own | {"PYTHONPATH": paths} | ({"PYKD_MODELS": str(models)} if given else {})
     command = [sys.executable, "-m", "pytest", "-q", "benchmarks/device", "--benchmark-json", tmp_path / "record.json"]
     few = [] if given else ["-k", "LeNet-5 and cpu and 1T and 8"]
     result = subprocess.run([*command, *few], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
