@@ -26,7 +26,7 @@ test: check sanitize $(if $(MISSING),,aarch64 cross) build ## everything: check,
 	@$(if $(MISSING),echo "aarch64 and cross are left out: $(CROSS)")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-bench: build ## all against its peers; rewrites benchmarks/results, docs/benchmarks.md and the README's summary
+bench: build engine ## all against its peers; rewrites benchmarks/results, docs/benchmarks.md and the README's summary
 	@echo "installing the peers ..."
 	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"] \
 	  ["optional-dependencies"]["peers"], sep="\n")' | $(BIN)/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
