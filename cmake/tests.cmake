@@ -32,6 +32,9 @@ set(released ${PYKD_ISA_LEVELS} ${PYKD_BFLOAT16_LEVELS})
 list(TRANSFORM released PREPEND kernels_plain_)
 add_custom_target(isa_levels DEPENDS ${released})
 
+# Of one thread, and of no kernel: ThreadSanitizer has nothing to find.
+set(PYKD_SERIAL_TESTS model_file_test npy_test record_test sensors_test trtexec_test)
+
 # Under the sanitizers there are the levels that this processor runs; the others are linked as released.
 set(cannot_run)
 if(NOT CMAKE_CROSSCOMPILING AND EXISTS /proc/cpuinfo AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
@@ -61,6 +64,9 @@ foreach(flavour IN LISTS PYKD_FLAVOURS)
   target_compile_options(others_${flavour} PRIVATE ${PYKD_STRICT} ${flags})
   foreach(test IN LISTS PYKD_TEST_SOURCES)
     get_filename_component(name ${test} NAME_WE)
+    if(flavour STREQUAL "thread" AND name IN_LIST PYKD_SERIAL_TESTS)
+      continue()
+    endif()
     add_executable(${name}_${flavour} ${test} ${levels} $<TARGET_OBJECTS:others_${flavour}>)
     target_compile_options(${name}_${flavour} PRIVATE ${PYKD_STRICT} ${flags})
     target_link_options(${name}_${flavour} PRIVATE ${flags})
