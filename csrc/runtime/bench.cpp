@@ -361,6 +361,8 @@ DeviceResult measure(const BenchOptions& options, const std::function<void(const
   const auto network = load(options.file.c_str());
   DeviceResult result{utc_now(), machine(options.root), facts(options.file, model(*network)), {}, {}};
   const Rows rows = options.input.empty() ? Rows{} : read_rows(options.input, model(*network));
+  if (!options.input.empty() && rows.count == 0)
+    throw FormatError(options.input + " has no rows: give some, or no input for random numbers");
   const std::vector<PlanOptions> plans = plans_of(options);
   Probe probe(options, say);
   std::vector<std::pair<PlanOptions, std::string>> unchecked;

@@ -6,7 +6,6 @@
 #include <new>
 #include <numeric>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "runtime/bench.h"
@@ -73,12 +72,8 @@ struct Options {
   bool batch = false, measure = false, json = false, devices = false;
 };
 
-template <typename Value>
-using Names = std::vector<std::pair<std::string_view, Value>>;
-
-const Names<Device> kDevices = {{"cpu", Device::kCpu}, {"cuda", Device::kCuda}};
-const Names<Precision> kPrecisions = {
-    {"float32", Precision::kFloat32}, {"float16", Precision::kFloat16}, {"bfloat16", Precision::kBFloat16}};
+constexpr Device kDevices[] = {Device::kCpu, Device::kCuda};
+constexpr Precision kPrecisions[] = {Precision::kFloat32, Precision::kFloat16, Precision::kBFloat16};
 
 int64_t number(const std::string& option, const std::string& text, int64_t most) {
   int64_t value = 0;
@@ -88,12 +83,11 @@ int64_t number(const std::string& option, const std::string& text, int64_t most)
   return value;
 }
 
-template <typename Value>
-Value named(const std::string& option, const std::string& text, const Names<Value>& names) {
+auto named(const std::string& option, const std::string& text, const auto& values) {
   std::string all;
-  for (const auto& [name, value] : names) {
-    if (text == name) return value;
-    all += (all.empty() ? "" : ", ") + std::string(name);
+  for (const auto value : values) {
+    if (text == name(value)) return value;
+    all += (all.empty() ? "" : ", ") + std::string(name(value));
   }
   throw UsageError(option + " " + text + ": give one of " + all);
 }

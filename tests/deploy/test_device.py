@@ -342,6 +342,15 @@ def test_what_could_not_be_checked_is_told(program, file, tmp_path):  # noqa: F8
     assert told == [False, True]
 
 
+def test_no_rows_are_no_check(program, file, tmp_path):  # noqa: F811
+    np.save(tmp_path / "rows.npy", np.ones((0, 1, 8, 8), np.float32))
+    np.save(tmp_path / "answers.npy", np.ones((0, 10), np.float32))
+    rows, answers = ("--input", tmp_path / "rows.npy"), ("--check", tmp_path / "answers.npy")
+    assert "no rows whose answers" in answered(program, file, *rows, *answers, code=1).stderr
+    for words in (rows, (*rows, *answers)):
+        assert "rows.npy has no rows" in answered(program, file, "--bench", *words, code=1).stderr
+
+
 def test_devices_below_a_root(program, tmp_path):  # noqa: F811
     device(tmp_path, "thor")
     said = answered(program, "--devices", "--root", tmp_path).stdout
