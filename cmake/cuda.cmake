@@ -15,7 +15,8 @@ if(NOT archs MATCHES "^(all|native|([0-9]+[af]?(;|$))*)$")
   message(FATAL_ERROR "PYKD_CUDA_ARCHS must be all, native or a list such as 87;110, got '${PYKD_CUDA_ARCHS}'.")
 endif()
 
-# Sets PYKD_NVCC to what compiles for the architectures, and PYKD_CUDA_REASON where it does not compile an empty file.
+# Sets PYKD_NVCC to what compiles for the architectures, and PYKD_CUDA_REASON where it does not compile a file that asks
+# for tensor cores with bfloat16 alone.
 function(pykd_try_nvcc archs)
   set(host ${CMAKE_CXX_COMPILER})
   if(DEFINED ENV{CUDAHOSTCXX})
@@ -37,19 +38,23 @@ function(pykd_try_nvcc archs)
   endif()
   set(reason "")
   if(NOT nvcc STREQUAL PYKD_NVCC_WORKS)
-    set(empty ${CMAKE_BINARY_DIR}/cuda/empty)
-    file(WRITE ${empty}.cu "")
-    execute_process(COMMAND ${nvcc} -c ${empty}.cu -o ${empty}.o RESULT_VARIABLE result OUTPUT_VARIABLE said
+    set(probe ${CMAKE_BINARY_DIR}/cuda/probe)
+    file(WRITE ${probe}.cu
+      "#if __CUDA_ARCH__ + 0 && __CUDA_ARCH__ < 800\n#error pykd needs compute capability 8.0\n#endif\n")
+    execute_process(COMMAND ${nvcc} -c ${probe}.cu -o ${probe}.o RESULT_VARIABLE result OUTPUT_VARIABLE said
       ERROR_VARIABLE said)
-    if(NOT result EQUAL 0)
+    if(said MATCHES "pykd needs compute capability 8.0")
+      set(reason "the kernels need a card of compute capability 8.0 or more, which ${archs} is not")
+    elseif(NOT result EQUAL 0)
       message(STATUS "pykd: nvcc says: ${said}")
       set(reason "nvcc does not compile for the architectures ${archs} with this host compiler")
     elseif(said MATCHES "Cannot find valid GPU")  # and went on with the oldest architecture
       set(reason "nvcc finds no card for PYKD_CUDA_ARCHS=native")
     else()
-      set(PYKD_NVCC_WORKS "${nvcc}" CACHE INTERNAL "What compiled an empty file")
+      set(PYKD_NVCC_WORKS "${nvcc}" CACHE INTERNAL "What compiled the probe")
     endif()
   endif()
+  string(REPLACE ";" ", " reason "${reason}")  # it becomes a definition, which a list would break in two
   set(PYKD_NVCC "${nvcc}" PARENT_SCOPE)
   set(PYKD_CUDA_REASON "${reason}" PARENT_SCOPE)
 endfunction()

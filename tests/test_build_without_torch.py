@@ -103,6 +103,24 @@ def test_nvcc_builds_the_kernels_for_jetsons():
     assert "code=sm_87" in command and "code=sm_110" in command and "code=compute_110" in command
 
 
+@pytest.mark.parametrize(
+    ("archs", "compiler", "why"), [("80;90", "false", "this host compiler"), ("75;80", "c++", "compute capability 8.0")]
+)
+def test_the_engine_goes_without_kernels_that_nvcc_refuses(archs, compiler, why, tmp_path):
+    cmake, ninja = (shutil.which(tool, path=PATH) for tool in ("cmake", "ninja"))
+    settings = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DPYKD_RUNTIME=ON", f"-DPYKD_CUDA_ARCHS={archs}"]
+    environment = {**os.environ, "CUDAHOSTCXX": shutil.which(compiler), "PATH": PATH}
+    environment.setdefault("CUDA_HOME", "/usr/local/cuda")
+    command = [cmake, *settings, "-S", ROOT, "-B", tmp_path]
+    told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    if "no CUDA toolkit" in told:
+        pytest.skip("there is no nvcc here")
+    assert re.search(f"the engine has no CUDA: .*{why}", told)
+    reason = "CMakeFiles/engine.dir/csrc/runtime/no_device.cpp.o"  # holds the sentence
+    subprocess.run([cmake, "--build", tmp_path, "--target", reason], check=True, capture_output=True)
+    assert why.encode() in (tmp_path / reason).read_bytes()
+
+
 def libraries(file: Path) -> set[str]:
     """The names, without versions, of what the loader gives a file."""
     ldd = subprocess.run(["ldd", file], check=True, capture_output=True, text=True).stdout

@@ -54,11 +54,16 @@ struct Device {
     return device;
   }
 
+  static int& current() {  // the thread's device, of two; the other one does nothing
+    static thread_local int current = 0;
+    return current;
+  }
   cudaError_t failed(cudaError_t error) {
     last = error;
     return error;
   }
   bool fails() {
+    if (current() != 0) return true;
     if (fails_after < 0) return false;
     return fails_after-- == 0;
   }
@@ -124,10 +129,13 @@ inline cudaError_t cudaGetDeviceCount(int* count) {
   return device.present ? cudaSuccess : device.failed(cudaErrorInvalidValue);
 }
 inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = pykd::emulation::Device::current();
   return cudaSuccess;
 }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) {
+  pykd::emulation::Device::current() = device;
+  return cudaSuccess;
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? kSharedMemoryOptin
                                                                 : pykd::emulation::Device::get().integrated;

@@ -267,12 +267,17 @@ RunResult read_trtexec(const std::string& path) {
   stem.erase(std::min(stem.rfind('.'), stem.size()));
   const size_t last = stem.rfind('-'), before = last == stem.npos ? last : stem.rfind('-', last - 1);
   int64_t batch = 0;
+  bool named = false;
   if (before != stem.npos && last > before)
     if (const auto [end, error] = std::from_chars(stem.data() + last + 1, stem.data() + stem.size(), batch);
         error == std::errc() && end == stem.data() + stem.size() && batch >= 1) {
       run.precision = printable(stem.substr(before + 1, last - before - 1));
       run.batch = batch;
+      named = true;
     }
+  if (!named)
+    run.missing.push_back("tensorrt: the name " + printable(path.substr(path.rfind('/') + 1)) +
+                          " says no precision and batch, as <anything>-float16-8.log does: float32 and 1 are taken");
   try {
     const Bytes bytes = read_file(path, 64 << 20, "log of trtexec");
     const TrtexecResult said = parse_trtexec({reinterpret_cast<const char*>(bytes.data.get()), bytes.size});
@@ -293,16 +298,22 @@ RunResult read_trtexec(const std::string& path) {
   return run;
 }
 
-// The check that went worst, over everything but batches and threads.
-void check(DeviceResult& result, const std::shared_ptr<const Network>& network, const Rows& rows,
-           const BenchOptions& options, const std::vector<PlanOptions>& plans, const Say& say) {
+// What is checked once.
+bool same_but_for_batch_and_threads(const PlanOptions& a, const PlanOptions& b) {
+  return a.device == b.device && a.precision == b.precision && a.dense == b.dense;
+}
+
+// The check that went worst, over everything but batches and threads. Returns what could not be checked, and why.
+std::vector<std::pair<PlanOptions, std::string>> check(DeviceResult& result,
+                                                       const std::shared_ptr<const Network>& network, const Rows& rows,
+                                                       const BenchOptions& options,
+                                                       const std::vector<PlanOptions>& plans, const Say& say) {
   const std::vector<float> recorded = read_answers(options.check, *network, rows.count);
   std::vector<PlanOptions> checked;
+  std::vector<std::pair<PlanOptions, std::string>> failed;
   for (PlanOptions plan : plans) {
     plan.batch = std::clamp<int64_t>(rows.count, 1, 64);
-    if (std::ranges::any_of(checked, [&](const PlanOptions& other) {
-          return plan.device == other.device && plan.precision == other.precision && plan.dense == other.dense;
-        }))
+    if (std::ranges::any_of(checked, [&](const auto& other) { return same_but_for_batch_and_threads(plan, other); }))
       continue;
     checked.push_back(plan);
     say(std::string("checking the answers: ") + name(plan.device) + ' ' + name(plan.precision));
@@ -312,9 +323,11 @@ void check(DeviceResult& result, const std::shared_ptr<const Network>& network, 
       if (!result.check || (result.check->equal() && !(share(found) <= share(*result.check)))) result.check = found;
     } catch (const Interrupted&) {
       throw;
-    } catch (...) {  // the run of this plan says why
+    } catch (...) {
+      failed.emplace_back(plan, "the answers could not be checked: " + why_failed());
     }
   }
+  return failed;
 }
 
 std::vector<PlanOptions> plans_of(const BenchOptions& options) {
@@ -348,14 +361,19 @@ DeviceResult measure(const BenchOptions& options, const std::function<void(const
   const auto network = load(options.file.c_str());
   DeviceResult result{utc_now(), machine(options.root), facts(options.file, model(*network)), {}, {}};
   const Rows rows = options.input.empty() ? Rows{} : read_rows(options.input, model(*network));
+  if (!options.input.empty() && rows.count == 0)
+    throw FormatError(options.input + " has no rows: give some, or no input for random numbers");
   const std::vector<PlanOptions> plans = plans_of(options);
   Probe probe(options, say);
-  if (!options.check.empty()) check(result, network, rows, options, plans, say);
+  std::vector<std::pair<PlanOptions, std::string>> unchecked;
+  if (!options.check.empty()) unchecked = check(result, network, rows, options, plans, say);
   for (const PlanOptions& plan : plans) {
     RunResult run{
         .version = PYKD_VERSION, .dense = plan.dense, .device = plan.device, .precision = name(plan.precision)};
     run.batch = plan.batch;
     run.threads = plan.threads;
+    for (const auto& [other, why] : unchecked)
+      if (same_but_for_batch_and_threads(plan, other)) run.missing.push_back(why);
     const std::string what = described(run);
     const auto say_so = [&](const std::string& doing) { say(what + ": " + doing); };
     say_so("planning, which times each layer's forms");

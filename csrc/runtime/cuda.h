@@ -37,9 +37,11 @@ class CudaSteps {
   virtual const float* input() const = 0;
   virtual float* output() const = 0;
 
-  // All steps on other rows: the first time, and after changed(), they become a graph.
-  virtual void run(const std::vector<Step>& steps, int64_t groups, const float* input, float* output) = 0;
+  // Makes a graph of the steps, unless there is one of them; changed() tells that there is none.
+  virtual void prepare(const std::vector<Step>& steps, int64_t groups) = 0;
   virtual void changed() = 0;
+  // All steps on other rows, prepared.
+  virtual void run(const std::vector<Step>& steps, int64_t groups, const float* input, float* output) = 0;
   // One step kRounds times as often; its weight is `held`.
   virtual void repeat(const Step& step, int64_t groups, int repeats, const std::shared_ptr<const void>& held) = 0;
 };

@@ -164,6 +164,59 @@ void test_weights_are_uploaded_once() {
   device().integrated = true;
 }
 
+// A call launches a graph and waits; what it needs was there when the plan was.
+void test_calls_allocate_nothing() {
+  Random random(8);
+  const auto network = load(lenet(random, 0.9));
+  const std::vector<float> input(784);
+  std::vector<float> output(10);
+  for (const bool measure : {false, true}) {
+    PlanOptions options = on_cuda(1, 1);
+    options.measure = measure;
+    Plan plan(network, options);
+    device().fails_after = 2;
+    plan.run(input.data(), output.data());
+    check(device().fails_after == 0, "two calls of CUDA that may fail");
+    device().fails_after = -1;
+  }
+}
+
+// Plans use the first device, also in threads that use another one otherwise, which they go on with.
+void test_threads_of_another_device() {
+  Random random(9);
+  const auto network = load(of_squares(random));
+  const std::vector<float> input = normals(random, 2 * 16 * 42);
+  Plan plan(network, on_cuda(2));
+  const std::vector<float> expected = answered(plan, *network, input, 2);
+  std::thread([&] {
+    cudaSetDevice(1);
+    PlanOptions options = on_cuda(2, 1);
+    options.measure = true;
+    Plan made_here(network, options);
+    check(answered(plan, *network, input, 2) == expected, "a plan of another thread");
+    check(answered(made_here, *network, input, 2).size() == expected.size(), "a plan made there");
+    int current = 0;
+    cudaGetDevice(&current);
+    check(current == 1, "the thread's device stays");
+  }).join();
+}
+
+// Where plans of more lanes do not fit beside that of one, it is taken.
+void test_little_memory() {
+  Random random(10);
+  const auto network = load(of_squares(random));
+  const size_t before = device().used;
+  size_t one = 0;
+  {
+    Plan plan(network, on_cuda(64, 1));
+    one = device().used - before;
+  }
+  device().memory = before + one + one / 4;
+  Plan plan(network, on_cuda(64));
+  check(plan.lanes() == 1, "what fits is taken");
+  device().memory = size_t{1} << 30;
+}
+
 // Each call of CUDA fails in turn: it is told, and nothing stays.
 void test_failures() {
   Random random(5);
@@ -284,6 +337,9 @@ int main() {
   test_tensor_cores();
   test_dense();
   test_weights_are_uploaded_once();
+  test_calls_allocate_nothing();
+  test_threads_of_another_device();
+  test_little_memory();
   test_failures();
   test_refused_options();
   test_cache();

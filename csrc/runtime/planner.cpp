@@ -328,6 +328,7 @@ void remember(const std::string& path, const std::string& key, Candidate& c) {
 
 Planned finished(Candidate c, const PlanOptions& options) {
   Planned planned{std::move(c.program), {}};
+  planned.program.prepare();
   const double times = calls(planned.program, options);
   for (size_t i = 0; i < planned.program.steps().size(); ++i)
     if (const Step& step = planned.program.steps()[i]; step.is_layer())
@@ -348,6 +349,8 @@ Planned make_plan(const std::shared_ptr<const Network>& network, const PlanOptio
       candidates.push_back(estimated(network, lanes, options));
     } catch (const std::invalid_argument&) {
       if (candidates.empty()) throw;  // fewer lanes fit
+    } catch (const std::bad_alloc&) {
+      if (candidates.empty()) throw;  // likewise, or one plan at a time
     }
   }
   std::ranges::stable_sort(candidates, {}, &Candidate::seconds);

@@ -1,10 +1,10 @@
 #include "runtime/power.h"
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
-#include <cstdio>
 #include <memory>
 #include <system_error>
 #include <utility>
@@ -20,11 +20,12 @@ namespace {
 constexpr double kPeriod = 0.002;
 constexpr int kTegrastatsMilliseconds = 100;
 
-std::string number(const char* form, double value) {
+// Of any locale, which a program that has loaded this may have set.
+std::string number(double value, std::chars_format format, int digits) {
   char text[64];
-  std::snprintf(text, sizeof text, form, value);
-  return text;
+  return {text, std::to_chars(text, text + sizeof text, value, format, digits).ptr};
 }
+std::string seconds_of(double value) { return number(value, std::chars_format::general, 3) + " s"; }
 
 }  // namespace
 
@@ -94,12 +95,11 @@ Energy integrate(const std::vector<double>& times, const std::vector<double>& wa
   }
   if (any) add(last_time, last_watts, end, last_watts);
   if (!(seconds > 0) || energy.samples < kLeastSamples)
-    throw PowerError("only " + std::to_string(energy.samples) + " power samples fell into the window of" +
-                     number(" %.3g s", seconds) + ", fewer than " + std::to_string(kLeastSamples) +
+    throw PowerError("only " + std::to_string(energy.samples) + " power samples fell into the window of " +
+                     seconds_of(seconds) + ", fewer than " + std::to_string(kLeastSamples) +
                      ": measure for longer, --seconds");
   if (gap > kLargestGap * seconds)
-    throw PowerError("power could not be read for" + number(" %.3g s", gap) + " of the window of" +
-                     number(" %.3g s", seconds));
+    throw PowerError("power could not be read for " + seconds_of(gap) + " of the window of " + seconds_of(seconds));
   energy.watts = energy.joules / seconds;
   return energy;
 }
@@ -129,10 +129,10 @@ std::string csv(const Samples& samples, const std::vector<std::string>& rails, d
   std::string text = "time_s";
   for (const std::string& rail : rails) text += ',' + rail;
   for (size_t i = 0; i < samples.times.size(); ++i) {
-    text += number("\n%.6f", samples.times[i] - origin);
+    text += '\n' + number(samples.times[i] - origin, std::chars_format::fixed, 6);
     for (size_t rail = 0; rail < rails.size(); ++rail) {
       const double watts = samples.values[i * samples.columns + rail];
-      text += std::isnan(watts) ? "," : number(",%.6g", watts);
+      text += std::isnan(watts) ? "," : ',' + number(watts, std::chars_format::general, 6);
     }
   }
   return text + '\n';

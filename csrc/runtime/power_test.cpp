@@ -3,6 +3,7 @@
 #include "runtime/power.h"
 
 #include <atomic>
+#include <clocale>
 #include <cmath>
 #include <numbers>
 #include <thread>
@@ -156,7 +157,9 @@ void test_device() {
   writer.join();
   check(error <= 0.01, "the device's energy to 1 %, but for " + std::to_string(error));
   check(std::abs(steady - 1) < 1e-9, "a rail that stays as it is");
+  std::setlocale(LC_NUMERIC, "de_DE.UTF-8");  // where there is one: it writes commas
   const std::string text = csv({2, {1.5, 1.502}, {5, 1, NAN, 1.25}}, {"VDD_IN", "VDD_SOC"}, 1);
+  std::setlocale(LC_NUMERIC, "C");
   check(text == "time_s,VDD_IN,VDD_SOC\n0.500000,5,1\n0.502000,,1.25\n", "CSV: " + text);
   check(!power_source("/nowhere", missing) && missing.size() == 1, "a device without rails");
 }

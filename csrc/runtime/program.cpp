@@ -688,6 +688,10 @@ void Program::bind(const float* input, float* output) {
   for (void* const pointer : outputs_) std::memcpy(pointer, &output, sizeof output);
 }
 
+void Program::prepare() {
+  if (cuda_) cuda_->prepare(steps_, ceil_div(rows_, lanes_));
+}
+
 void Program::run(const float* input, float* output, int64_t rows, ThreadPool* pool) {
   if (cuda_) return cuda_->run(steps_, ceil_div(rows, lanes_), input, output);
   bind(input, output);

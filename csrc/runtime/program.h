@@ -54,6 +54,9 @@ class Program {
   // alone, where rows are rows().
   void run(const float* input, float* output, int64_t rows, ThreadPool* pool);
 
+  // So that run() allocates nothing, once the layers have their weights.
+  void prepare();
+
   // For the planner.
   std::vector<Step>& steps() { return steps_; }
   void repeat(size_t step, int repeats, ThreadPool* pool) const;  // on rows(); each time counts rounds() times

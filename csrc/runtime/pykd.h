@@ -11,7 +11,8 @@
  *
  * A model may be used by any number of threads at the same time, a plan by one at a time; threads that run at the same
  * time have a plan each. A plan keeps what it needs of its model: the model may be freed first. pykd_plan_run allocates
- * nothing. A process that forks makes its plans anew. Numbers are the host's, little-endian.
+ * nothing. A process that forks makes its plans anew, on CUDA only where its parent made none there. Numbers are the
+ * host's, little-endian.
  */
 #ifndef PYKD_H
 #define PYKD_H

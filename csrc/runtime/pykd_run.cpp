@@ -6,7 +6,6 @@
 #include <new>
 #include <numeric>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "runtime/bench.h"
@@ -23,7 +22,7 @@ namespace {
 constexpr const char* kHelp =
     R"(usage: pykd-run FILE --input IMAGE|ARRAY.npy [options]
        pykd-run FILE --bench [options]
-       pykd-run --devices
+       pykd-run --devices [--root DIR]
 
 Answers an image or an array by the network in FILE (*.pykd.safetensors), or measures it on this machine.
 
@@ -70,15 +69,11 @@ struct Options {
   BenchOptions bench;  // of which all but lists holds for answers, too
   std::string output, json_file;
   int64_t top = 5;
-  bool batch = false, measure = false, json = false;
+  bool batch = false, measure = false, json = false, devices = false;
 };
 
-template <typename Value>
-using Names = std::vector<std::pair<std::string_view, Value>>;
-
-const Names<Device> kDevices = {{"cpu", Device::kCpu}, {"cuda", Device::kCuda}};
-const Names<Precision> kPrecisions = {
-    {"float32", Precision::kFloat32}, {"float16", Precision::kFloat16}, {"bfloat16", Precision::kBFloat16}};
+constexpr Device kDevices[] = {Device::kCpu, Device::kCuda};
+constexpr Precision kPrecisions[] = {Precision::kFloat32, Precision::kFloat16, Precision::kBFloat16};
 
 int64_t number(const std::string& option, const std::string& text, int64_t most) {
   int64_t value = 0;
@@ -88,12 +83,11 @@ int64_t number(const std::string& option, const std::string& text, int64_t most)
   return value;
 }
 
-template <typename Value>
-Value named(const std::string& option, const std::string& text, const Names<Value>& names) {
+auto named(const std::string& option, const std::string& text, const auto& values) {
   std::string all;
-  for (const auto& [name, value] : names) {
-    if (text == name) return value;
-    all += (all.empty() ? "" : ", ") + std::string(name);
+  for (const auto value : values) {
+    if (text == name(value)) return value;
+    all += (all.empty() ? "" : ", ") + std::string(name(value));
   }
   throw UsageError(option + " " + text + ": give one of " + all);
 }
@@ -151,6 +145,8 @@ Options parsed(const std::vector<std::string>& words) {
       if (!seconds || *seconds < 0.001 || *seconds > 86'400)
         throw UsageError(word + " " + words[i] + ": give a number from 0.001 to 86400");
       bench.seconds = *seconds;
+    } else if (word == "--devices") {
+      options.devices = true;
     } else if (word == "--dense") {
       bench.dense = true;
     } else if (word == "--power") {
@@ -165,6 +161,7 @@ Options parsed(const std::vector<std::string>& words) {
       bench.file = word;
     }
   }
+  if (options.devices) return options;
   if (bench.file.empty()) throw UsageError("no model file is given: see pykd-run --help");
   if (bench.input.empty() && !options.measure) throw UsageError("give --input, or --bench to measure");
   if (bench.input.empty() && !bench.check.empty()) throw UsageError("--check needs the --input that was answered");
@@ -267,7 +264,7 @@ bool bench(const Options& options) {
   std::fputs(lines(result).c_str(), stdout);
   const bool any = std::ranges::any_of(result.runs, [](const RunResult& run) { return run.runs.has_value(); });
   if (!any) std::fputs("pykd-run: nothing could be measured: see what is missing\n", stderr);
-  return any && (!result.check || result.check->equal());
+  return any && (options.bench.check.empty() || (result.check && result.check->equal()));
 }
 
 }  // namespace
@@ -290,12 +287,12 @@ int main(int count, char** words) {
       std::printf("pykd-run %s\n", pykd_version());
       return 0;
     }
-    if (has("--devices")) {
-      std::fputs(lines(machine("/")).c_str(), stdout);
-      return 0;
-    }
     const Options options = parsed(all);
-    const bool good = options.measure ? bench(options) : work(options);
+    bool good = true;
+    if (options.devices)
+      std::fputs(lines(machine(options.bench.root)).c_str(), stdout);
+    else
+      good = options.measure ? bench(options) : work(options);
     if (std::fflush(stdout) != 0) return failed("cannot write the answers", 1);
     return good ? 0 : 1;
   } catch (const UsageError& error) {

@@ -90,6 +90,7 @@ std::vector<float> answers(const std::shared_ptr<const Network>& network, const 
 std::vector<float> read_answers(const std::string& path, const Network& network, int64_t rows) {
   const Bytes bytes = read_file(path, kLargest, "array");
   return named(path, [&] {
+    if (rows == 0) throw FormatError("the input has no rows whose answers could be checked");
     const Array array = parse_npy(bytes.data.get(), bytes.size);
     std::vector<int64_t> wanted = output_shape(network);
     wanted.insert(wanted.begin(), rows);

@@ -269,7 +269,10 @@ void test_text() {
   write_whole(device.root + "/a", "two");
   check_writable(device.root + "/a");
   check(read_text(device.root + "/a") == "two" && entries(device.root, "a").size() == 1, "a file that is replaced");
-  for (const std::string& path : {device.root, std::string("/nowhere/a"), std::string("/proc/a")}) {
+  std::filesystem::create_symlink("/dev/null", device.root + "/null");  // stands for one that root may replace
+  std::filesystem::create_symlink(device.root + "/a", device.root + "/link");
+  for (const std::string& path :
+       {device.root, device.root + "/null", device.root + "/link", std::string("/nowhere/a"), std::string("/proc/a")}) {
     std::string said;
     try {
       write_whole(path, "three");
@@ -278,6 +281,9 @@ void test_text() {
     }
     check(said.starts_with("cannot write " + path), said);
   }
+  check(std::filesystem::is_symlink(device.root + "/null") && std::filesystem::is_symlink(device.root + "/link"),
+        "what is no ordinary file stays");
+  check(entries(device.root, "").size() == 6, "no draft stays");
   const auto native = emulated();
 #if defined(PYKD_EMULATED)
   check(native == true, "qemu runs this");

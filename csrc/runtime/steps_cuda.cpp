@@ -25,6 +25,8 @@ void check(cudaError_t error) {
   throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
+constexpr int kDevice = 0;  // the first one that CUDA_VISIBLE_DEVICES lets through
+
 template <auto kFree>
 struct Freed {
   template <typename T>
@@ -58,6 +60,22 @@ void enqueue(const Step& step, int64_t groups, cudaStream_t stream) {
   std::visit([&](const auto& work) { check(static_cast<cudaError_t>(enqueue(work, groups, stream))); }, step.work);
 }
 
+// While this lives, the thread's device is the one that plans use, whatever else the thread does with CUDA.
+class OnDevice {
+ public:
+  OnDevice() {
+    check(cudaGetDevice(&before_));
+    if (before_ != kDevice) check(cudaSetDevice(kDevice));
+  }
+  ~OnDevice() {
+    if (before_ != kDevice) cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+
+ private:
+  int before_ = kDevice;
+};
+
 // What lies in page-locked memory: the processor's address and the device's.
 struct Pinned {
   explicit Pinned(int64_t floats, bool mapped) {
@@ -88,10 +106,9 @@ struct Weights : DeviceWeights {
 };
 
 bool shares_memory() {
-  int device = 0, integrated = 0, maps = 0;
-  check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&integrated, cudaDevAttrIntegrated, device));
-  check(cudaDeviceGetAttribute(&maps, cudaDevAttrCanMapHostMemory, device));
+  int integrated = 0, maps = 0;
+  check(cudaDeviceGetAttribute(&integrated, cudaDevAttrIntegrated, kDevice));
+  check(cudaDeviceGetAttribute(&maps, cudaDevAttrCanMapHostMemory, kDevice));
   return integrated && maps;
 }
 
@@ -107,6 +124,7 @@ class Steps final : public CudaSteps {
       : mapped_(shares_memory()), stream_(new_stream()), input_(inputs, mapped_), output_(outputs, mapped_) {}
 
   std::shared_ptr<char> memory(size_t bytes) override {
+    const OnDevice here;
     std::shared_ptr<char> memory = device_memory(bytes);
     check(cudaMemsetAsync(memory.get(), 0, bytes, stream_.get()));
     check(cudaStreamSynchronize(stream_.get()));
@@ -114,11 +132,13 @@ class Steps final : public CudaSteps {
   }
 
   const void* copied(const void* from, size_t bytes) override {
+    const OnDevice here;
     copies_.push_back(on_device(from, bytes));
     return copies_.back().get();
   }
 
   std::shared_ptr<const DeviceTiles> tiles(const Network& network, int op, const Form& form, bool rowwise) override {
+    const OnDevice here;
     auto& weights = static_cast<Weights&>(network.on_device([] { return std::make_shared<Weights>(); }));
     const std::scoped_lock lock(weights.mutex);
     std::weak_ptr<const DeviceTiles>& kept = weights.tiles[{op, form, rowwise}];
@@ -149,17 +169,22 @@ class Steps final : public CudaSteps {
   const float* input() const override { return input_.device; }
   float* output() const override { return output_.device; }
 
+  void prepare(const std::vector<Step>& steps, int64_t groups) override {
+    if (graph_) return;
+    const OnDevice here;
+    repeated_.clear();
+    for (const Step& step : steps) enqueue(step, groups, stream_.get());  // loads the kernels, which no capture may
+    check(cudaStreamSynchronize(stream_.get()));
+    graph_ = captured([&] {
+      if (!mapped_) copy(input_.device, input_.host.get(), input_.bytes, cudaMemcpyHostToDevice);
+      for (const Step& step : steps) enqueue(step, groups, stream_.get());
+      if (!mapped_) copy(output_.host.get(), output_.device, output_.bytes, cudaMemcpyDeviceToHost);
+    });
+  }
+
   void run(const std::vector<Step>& steps, int64_t groups, const float* input, float* output) override {
-    if (!graph_) {
-      repeated_.clear();
-      for (const Step& step : steps) enqueue(step, groups, stream_.get());  // loads the kernels, which no capture may
-      check(cudaStreamSynchronize(stream_.get()));
-      graph_ = captured([&] {
-        if (!mapped_) copy(input_.device, input_.host.get(), input_.bytes, cudaMemcpyHostToDevice);
-        for (const Step& step : steps) enqueue(step, groups, stream_.get());
-        if (!mapped_) copy(output_.host.get(), output_.device, output_.bytes, cudaMemcpyDeviceToHost);
-      });
-    }
+    prepare(steps, groups);
+    const OnDevice here;
     std::memcpy(input_.host.get(), input, input_.bytes);
     check(cudaGraphLaunch(graph_.get(), stream_.get()));
     check(cudaStreamSynchronize(stream_.get()));
@@ -169,6 +194,7 @@ class Steps final : public CudaSteps {
   void changed() override { graph_.reset(); }
 
   void repeat(const Step& step, int64_t groups, int repeats, const std::shared_ptr<const void>& held) override {
+    const OnDevice here;
     auto& [graph, weight] = repeated_[{&step, held.get()}];
     if (!graph) {
       enqueue(step, groups, stream_.get());
@@ -224,7 +250,7 @@ class Steps final : public CudaSteps {
 }  // namespace
 
 CudaDevice cuda_device() {
-  int count = 0, device = 0, driver = 0, runtime = 0;
+  int count = 0, driver = 0, runtime = 0;
   cudaDeviceProp found{};
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
@@ -232,8 +258,7 @@ CudaDevice cuda_device() {
     throw std::runtime_error(std::string("CUDA finds no device here") +
                              (error == cudaSuccess ? "" : std::string(": ") + cudaGetErrorString(error)));
   }
-  check(cudaGetDevice(&device));
-  check(cudaGetDeviceProperties(&found, device));
+  check(cudaGetDeviceProperties(&found, kDevice));
   check(cudaDriverGetVersion(&driver));
   check(cudaRuntimeGetVersion(&runtime));
   return {found.name,
@@ -248,6 +273,7 @@ CudaDevice cuda_device() {
 
 std::unique_ptr<CudaSteps> cuda_steps(int64_t inputs, int64_t outputs) {
   cuda_device();
+  const OnDevice here;
   return std::make_unique<Steps>(inputs, outputs);
 }
 

@@ -100,22 +100,28 @@ namespace {
 
 // A file beside it, which takes its place when it is whole.
 struct Draft {
-  explicit Draft(const std::string& where)
-      : path(where), name(where + '.' + std::to_string(getpid())), stream(std::fopen(name.c_str(), "wbx")) {
-    if (!stream || std::filesystem::is_directory(where)) fail(stream ? EISDIR : errno);
+  explicit Draft(const std::string& where) : path(where), name(where + '.' + std::to_string(getpid())) {
+    std::error_code error;
+    const auto type = std::filesystem::symlink_status(where, error).type();
+    if (type == std::filesystem::file_type::directory) fail(EISDIR);
+    if (type != std::filesystem::file_type::regular && std::filesystem::exists(where, error))
+      throw FormatError("cannot write " + path + ": it is no ordinary file");  // such as /dev/null, which is to stay
+    stream = std::fopen(name.c_str(), "wbx");
+    if (!stream) fail(errno);
   }
-  ~Draft() {
-    if (stream) std::fclose(stream);
+  ~Draft() { remove(); }
+  void remove() {
+    if (!stream) return;
+    std::fclose(std::exchange(stream, nullptr));
     std::remove(name.c_str());  // unless it was renamed
   }
   [[noreturn]] void fail(int why) {
-    if (stream) std::fclose(std::exchange(stream, nullptr));
-    std::remove(name.c_str());
+    remove();
     throw FormatError("cannot write " + path + ": " + std::generic_category().message(why));
   }
 
   std::string path, name;
-  std::FILE* stream;
+  std::FILE* stream = nullptr;
 };
 
 }  // namespace

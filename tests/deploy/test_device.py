@@ -321,9 +321,41 @@ def test_trtexec_beside_it(program, file, tmp_path):  # noqa: F811
     assert (empty["engine"], empty["form"], empty["device"]) == ("tensorrt", "dense", "cuda")
     assert (empty["precision"], empty["batch"], empty["threads"]) == ("float16", 8, None)
     assert (nowhere["precision"], nowhere["batch"]) == ("float32", 1)
+    assert any("nowhere.log says no precision and batch" in why for why in nowhere["missing"])
+    assert not any("says no precision" in why for why in empty["missing"])
     for run, why in ((empty, "tensorrt: "), (nowhere, "cannot read ")):
         assert run["latency_us"]["p50"] is None
         assert any(why in sentence for sentence in run["missing"])
+
+
+def test_what_could_not_be_checked_is_told(program, file, tmp_path):  # noqa: F811
+    """One device answers rightly, the other one not at all: the check does not speak for both."""
+    if json.loads(pykd._runtime.machine())["cuda"]:
+        pytest.skip("there is a CUDA device")
+    np.save(tmp_path / "rows.npy", np.ones((2, 1, 8, 8), np.float32))
+    answered(program, file, "--input", tmp_path / "rows.npy", "--output", tmp_path / "answers.npy")
+    words = ("--seconds", "0.01", "--input", tmp_path / "rows.npy", "--check", tmp_path / "answers.npy")
+    answered(program, file, "--bench", "--device", "cpu,cuda", *words, "--json", tmp_path / "a.json")
+    result = json.loads((tmp_path / "a.json").read_bytes())
+    assert result["check"]["equal"]
+    told = [any("could not be checked" in why for why in run["missing"]) for run in result["runs"]]
+    assert told == [False, True]
+
+
+def test_no_rows_are_no_check(program, file, tmp_path):  # noqa: F811
+    np.save(tmp_path / "rows.npy", np.ones((0, 1, 8, 8), np.float32))
+    np.save(tmp_path / "answers.npy", np.ones((0, 10), np.float32))
+    rows, answers = ("--input", tmp_path / "rows.npy"), ("--check", tmp_path / "answers.npy")
+    assert "no rows whose answers" in answered(program, file, *rows, *answers, code=1).stderr
+    for words in (rows, (*rows, *answers)):
+        assert "rows.npy has no rows" in answered(program, file, "--bench", *words, code=1).stderr
+
+
+def test_devices_below_a_root(program, tmp_path):  # noqa: F811
+    device(tmp_path, "thor")
+    said = answered(program, "--devices", "--root", tmp_path).stdout
+    assert said.startswith("board      NVIDIA Jetson AGX Thor Developer Kit (tegra264, ")
+    assert "--device5 is not known" in answered(program, "--devices", "--device5", code=2).stderr
 
 
 def test_interrupted(file):
