@@ -510,10 +510,9 @@ def bundle(
     for name, size in sorted(sizes.items()):
         typer.echo(f"{size:>12,} bytes  {name}", err=True)
     typer.echo(f"{output}: {sum(sizes.values()):,} bytes, {len(batch)} rows with their answers", err=True)
-    typer.echo(
-        f"next: scp -r {shlex.quote(str(output))} DEVICE: && ssh DEVICE {shlex.quote(output.resolve().name)}/run.sh",
-        err=True,
-    )
+    folder = output.resolve()
+    start = shlex.quote(f"./{folder.name}/run.sh")  # by the device's shell, too
+    typer.echo(f"next: scp -r {shlex.quote(str(folder))} DEVICE: && ssh DEVICE {shlex.quote(start)}", err=True)
 
 
 def _test_rows(model: "Model", count: int, assignments: Sequence[str]) -> "NDArray[Any]":

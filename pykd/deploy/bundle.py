@@ -89,14 +89,17 @@ def bundle(
 
 
 def _check_place(folder: Path, force: bool) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists():
         return
-    if not all((folder / name).is_file() for name in ("run.sh", MODEL)):
-        raise PykdError(f"{folder} is there and no bundle: give another -o")
-    if not force:
-        raise PykdError(
-            f"{folder} is a bundle already: add --force to replace it (its results stay), or give another -o"
-        )
+    if not folder.is_dir() or any(folder.iterdir()):
+        if not all((folder / name).is_file() for name in ("run.sh", MODEL)):
+            raise PykdError(f"{folder} is there and no bundle: give another -o")
+        if not force:
+            raise PykdError(
+                f"{folder} is a bundle already: add --force to replace it (its results stay), or give another -o"
+            )
+    if Path.cwd().is_relative_to(folder):
+        raise PykdError(f"{folder} is replaced, and you are in it: go out of it first, or give another -o")
 
 
 @contextmanager
@@ -109,11 +112,13 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         yield new
         with writing(folder, "bundle again"):
             if (folder / "results").is_dir():
-                shutil.copytree(folder / "results", new / "results")
+                shutil.copytree(folder / "results", new / "results", symlinks=True)
             if folder.exists():
                 folder.rename(old)
             new.rename(folder)
     finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 import pykd
 from pykd.cli import app
 from pykd.deploy import Model, export
+from pykd.deploy.bundle import bundle as write_bundle
 from pykd.deploy.sources import engine_sources
 
 pytest.importorskip("pykd._runtime")
@@ -150,6 +152,51 @@ def test_what_is_there_is_not_lost(model, bundle, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "other", "wide.npy"}
 
 
+def test_a_bundle_survives_an_interruption(model, bundle, monkeypatch):
+    (bundle / "results").mkdir()
+    (bundle / "results" / "latest.json").symlink_to("gone.json")
+    rename, moves = Path.rename, []
+
+    def interrupted(path, target):
+        moves.append(path)
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", interrupted)
+        write_bundle(model, bundle, np.zeros((1, 1, 8, 8), np.float32), force=True)
+    assert len(np.load(bundle / "inputs.npy")) == 5
+    assert {path.name for path in bundle.parent.iterdir()} == {"bundle"}
+    command("bundle", model, "-o", bundle, "--force")
+    assert (bundle / "results" / "latest.json").is_symlink()
+
+
+def test_the_folder_that_one_is_in_stays(model, bundle, monkeypatch):
+    (bundle / "results").mkdir()
+    monkeypatch.chdir(bundle / "results")
+    assert "go out of it first, or give another -o" in command("bundle", model, "-o", "..", "--force", code=1).stderr
+    empty = bundle.parent / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    assert "go out of it first" in command("bundle", model, "-o", ".", code=1).stderr
+    assert not list(empty.iterdir())
+
+
+@pytest.mark.parametrize("name", ["bundle", "a b", "-r", "it's", "link"])
+def test_the_next_command_is_right(model, tmp_path, name):
+    (tmp_path / "link").symlink_to("where it leads")
+    said = command("bundle", model, "-o", tmp_path / name, "--rows", 1).stderr.splitlines()[-1]
+    copied, started = said.removeprefix("next: ").split(" && ")
+    _, _, source, _ = shlex.split(copied)
+    _, _, remote = shlex.split(started)
+    assert Path(source) == (tmp_path / name).resolve()
+    device = tmp_path / "device"
+    shutil.copytree(source, device / Path(source).name)
+    done = subprocess.run(["sh", "-c", f"{remote} --help"], cwd=device, check=True, capture_output=True, text=True)
+    assert "usage: ./run.sh" in done.stdout
+
+
 def test_mistakes_are_told(model, tmp_path):
     np.save(tmp_path / "pixels.npy", np.zeros((1, 1, 8, 8), np.uint8))
     np.save(tmp_path / "nan.npy", np.full((1, 1, 8, 8), np.nan, np.float32))
@@ -214,7 +261,7 @@ def test_run_checks_and_measures_what_is_there(stand_in):
 
 def test_run_goes_on_where_a_part_fails(stand_in):
     done = run(stand_in, "--results", "a", code=1, CUDA="yes", DIFFERS="cuda")
-    assert "the answers on cuda are not the recorded ones" in done.stderr
+    assert "cuda does not give the recorded answers" in done.stderr
     assert "--device cpu --batch" in asked(stand_in)[-1]
     run(stand_in, "--results", "b", code=1, DIFFERS="cpu")
     assert "--check" in asked(stand_in)[-1] and "--bench" not in asked(stand_in)[-1]
@@ -273,9 +320,12 @@ def test_run_says_what_trtexec_lacks(stand_in, tmp_path):
         ["--results", "../a"],
         ["--results", ".a"],
         ["--results", "--build"],
+        ["--results", "a,b"],
         ["--batch", "1;touch hacked"],
         ["--batch", "$(touch hacked)"],
         ["--batch", "one"],
+        ["--batch", "1,,8"],
+        ["--threads", "1,"],
         ["--device", "tpu"],
         ["--seconds", "`touch hacked`"],
     ],
@@ -284,6 +334,15 @@ def test_run_refuses_other_words(stand_in, options):
     assert "see ./run.sh --help" in run(stand_in, *options, code=2).stderr
     assert not (stand_in / "asked").exists() and not (stand_in / "hacked").exists()
     assert not (stand_in / "results").exists()
+
+
+def test_run_works_in_its_own_folder(stand_in, tmp_path):
+    (tmp_path / "decoy" / "bundle").mkdir(parents=True)
+    environment = {**os.environ, "PATH": PATH, "PYKD_CUDA": "off", "CDPATH": str(tmp_path / "decoy")}
+    command = ["sh", "bundle/run.sh", "--results", "a"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert (stand_in / "results" / "a.json").exists()
+    assert not list((tmp_path / "decoy" / "bundle").iterdir())
 
 
 def test_run_says_what_to_install(bundle, tmp_path):
@@ -315,7 +374,7 @@ def test_run_builds_the_sources(bundle):
     assert checked(bundle, "here")["machine"]["emulated"] is False
     answers = np.load(bundle / "answers.npy")
     np.save(bundle / "answers.npy", answers + 1)
-    assert "the answers on cpu are not the recorded ones" in run(bundle, "--results", "b", *QUICK, code=1).stderr
+    assert "cpu does not give the recorded answers" in run(bundle, "--results", "b", *QUICK, code=1).stderr
 
 
 @pytest.mark.parametrize("processor", ["cortex-a76", "max"])

@@ -57,10 +57,13 @@ while [ $# -gt 0 ]; do
   shift
 done
 case $devices in '' | cpu | cuda | cpu,cuda | cuda,cpu) ;; *) wrong "--device cannot be '$devices'" ;; esac
-case $batches in *[!0-9,]*) wrong "--batch cannot be '$batches'" ;; esac
-case $name in .*) wrong "--results cannot be '$name'" ;; esac
+for list in "$batches" ${threads:+"$threads"}; do
+  case ,$list, in *[!0-9,]* | *,,*) wrong "--batch or --threads cannot be '$list'" ;; esac
+done
+case $name in .* | *,*) wrong "--results cannot be '$name'" ;; esac # a comma parts the logs of trtexec
 
-cd "$(dirname "$0")" || exit 1
+unset CDPATH # else cd may go elsewhere
+cd -- "$(dirname -- "$0")" || exit 1
 emulator=${PYKD_EMULATOR:-}
 machine=$(uname -m)
 [ -z "$emulator" ] || machine=aarch64
@@ -132,7 +135,7 @@ for device in $(echo "$devices" | tr , ' '); do
   if run model.pykd.safetensors --input inputs.npy --check answers.npy --device "$device"; then
     good=$good${good:+,}$device
   else
-    say "the answers on $device are not the recorded ones, it is not measured"
+    say "$device does not give the recorded answers, it is not measured"
     failed=1
   fi
 done
