@@ -120,7 +120,7 @@ void launch_places(const SparseTiles& w, const Places& p, CUstream_st* stream) {
   constexpr int kRows = 4 * V;
   const int64_t stretches = ceil_div(p.count, 32 * V), parts = w.height > kRows ? w.height / kRows : 1;
   if constexpr (V > 1)
-    if (p.count <= 16 * V || stretches * w.tiles * parts < kBusy) return launch_places<V / 2>(w, p, stream);
+    if (p.count <= 16 * V || stretches * w.tiles * parts < busy()) return launch_places<V / 2>(w, p, stream);
   w.pairs ? launch_tiles<2, V, true>(w, p, stream) : launch_rows<kRows, V>(w, p, stream);
 }
 

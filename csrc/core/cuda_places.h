@@ -10,9 +10,6 @@ struct CUstream_st;
 namespace pykd::PYKD_ISA {
 
 constexpr int kWarps = 4;  // of a block
-// Warps that keep the schedulers of an H200 (132 SMs of 4) busy, and blocks: beyond so many each takes more tiles.
-constexpr int64_t kBusy = 1056;
-
 // The quotient of numbers >= 0, which mostly have 32 bits: that takes a fifth of the instructions.
 __device__ inline int64_t quotient(int64_t a, int64_t b) {
   return (a | b) >> 32 ? a / b : static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
@@ -88,10 +85,19 @@ struct Stretch {
 
 // ---- on the host ----------------------------------------------------------------------------------------------------
 
+// Warps that keep the schedulers of the device busy, 2 for each of a SM's 4, and blocks: beyond so many each takes more
+// tiles.
+inline int64_t busy() {
+  int device = 0, processors = 0;
+  const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
+  return 8 * (known ? processors : 1);  // where it is not, the launch fails, too
+}
+
 // Blocks (x, y) for so many parts of the batch, each of which needs `most` blocks at the most. x has room for more than
 // a card's memory.
 inline dim3 grid_of(int64_t parts, int64_t most) {
-  const int64_t wanted = ceil_div(kBusy, parts);
+  const int64_t wanted = ceil_div(busy(), parts);
   return dim3(static_cast<unsigned>(parts), static_cast<unsigned>(wanted < most ? wanted : most));
 }
 

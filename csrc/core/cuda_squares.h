@@ -115,7 +115,7 @@ template <DType kHalves, int V>
 void launch_squares(const SparseTiles& w, const Places& p, CUstream_st* stream) {
   const int64_t stretches = ceil_div(p.count, 8 * V);
   if constexpr (V > 1)
-    if (p.count <= 4 * V || stretches * w.tiles < kBusy) return launch_squares<kHalves, V / 2>(w, p, stream);
+    if (p.count <= 4 * V || stretches * w.tiles < busy()) return launch_squares<kHalves, V / 2>(w, p, stream);
   const int64_t most = V == 1 ? kTeamWarps : kWarps,
                 shares = V == 1 ? ceil_div(w.runs * w.width, 64 * w.tiles) : w.tiles;
   const int64_t warps = shares < 1 ? 1 : shares < most ? shares : most;

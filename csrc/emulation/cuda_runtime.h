@@ -114,11 +114,17 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorMemoryAllocation ? "out of memory" : error ? "invalid argument" : "no error";
 }
 
+inline constexpr int kMultiprocessors = 132;         // of an H200: what tests call large keeps it busy
 inline constexpr int kSharedMemoryOptin = 64 << 10;  // the least that a card on sale lets a block ask for
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrIntegrated, cudaDevAttrCanMapHostMemory };
+enum cudaDeviceAttr {
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrIntegrated,
+  cudaDevAttrCanMapHostMemory
+};
 struct cudaDeviceProp {
   char name[256] = "emulated device";
-  int major = 8, minor = 7, multiProcessorCount = 16, integrated = 0;
+  int major = 8, minor = 7, multiProcessorCount = kMultiprocessors, integrated = 0;
   size_t totalGlobalMem = 0;
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
@@ -137,8 +143,11 @@ inline cudaError_t cudaSetDevice(int device) {
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? kSharedMemoryOptin
-                                                                : pykd::emulation::Device::get().integrated;
+  switch (attribute) {
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = kSharedMemoryOptin; break;
+    case cudaDevAttrMultiProcessorCount: *value = kMultiprocessors; break;
+    default: *value = pykd::emulation::Device::get().integrated;
+  }
   return cudaSuccess;
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {

@@ -79,9 +79,9 @@ __global__ void __launch_bounds__(32 * kWarps, 8) rowwise(SparseLinear a) {
 // As many rows of the batch a warp, and as few warps a tile, as leave work for all schedulers.
 void launch_rowwise(const SparseLinear& a, CUstream_st* stream) {
   const int64_t tiles = a.weight.tiles, quarters = ceil_div(a.batch, 4);
-  if (a.batch >= 4 && quarters * tiles >= kBusy)
+  if (a.batch >= 4 && quarters * tiles >= busy())
     PYKD_LAUNCH(grid_of(quarters, ceil_div(tiles, kWarps)), 32 * kWarps, 0, stream, rowwise<4, 1>)(a);
-  else if (a.batch * tiles >= kBusy)
+  else if (a.batch * tiles >= busy())
     PYKD_LAUNCH(grid_of(a.batch, ceil_div(tiles, kWarps)), 32 * kWarps, 0, stream, rowwise<1, 1>)(a);
   else
     PYKD_LAUNCH(grid_of(a.batch, tiles), 32 * kWarps, 0, stream, rowwise<1, kWarps>)(a);
