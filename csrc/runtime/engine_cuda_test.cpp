@@ -164,12 +164,18 @@ void test_weights_are_uploaded_once() {
   device().integrated = true;
 }
 
+Model of_one_layer(Random& random) {
+  Builder b(random, {8});
+  b.linear(4, 0.5);
+  return std::move(b.model);
+}
+
 // A call launches a graph and waits; what it needs was there when the plan was.
 void test_calls_allocate_nothing() {
   Random random(8);
-  const auto network = load(lenet(random, 0.9));
-  const std::vector<float> input(784);
-  std::vector<float> output(10);
+  const auto network = load(of_one_layer(random));
+  const std::vector<float> input(8);
+  std::vector<float> output(4);
   for (const bool measure : {false, true}) {
     PlanOptions options = on_cuda(1, 1);
     options.measure = measure;
@@ -184,8 +190,8 @@ void test_calls_allocate_nothing() {
 // Plans use the first device, also in threads that use another one otherwise, which they go on with.
 void test_threads_of_another_device() {
   Random random(9);
-  const auto network = load(of_squares(random));
-  const std::vector<float> input = normals(random, 2 * 16 * 42);
+  const auto network = load(of_one_layer(random));
+  const std::vector<float> input = normals(random, 2 * 8);
   Plan plan(network, on_cuda(2));
   const std::vector<float> expected = answered(plan, *network, input, 2);
   std::thread([&] {
@@ -208,11 +214,11 @@ void test_little_memory() {
   const size_t before = device().used;
   size_t one = 0;
   {
-    Plan plan(network, on_cuda(64, 1));
+    Plan plan(network, on_cuda(17, 1));
     one = device().used - before;
   }
   device().memory = before + one + one / 4;
-  Plan plan(network, on_cuda(64));
+  Plan plan(network, on_cuda(17));
   check(plan.lanes() == 1, "what fits is taken");
   device().memory = size_t{1} << 30;
 }
