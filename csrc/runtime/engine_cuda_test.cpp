@@ -37,7 +37,7 @@ void compare_plan(const Network& network, Plan& plan, const Expected& expected, 
 }
 
 void test_random_networks() {
-  for (uint64_t seed = 0; seed < (kSlow ? 8 : 40); ++seed) {
+  for (uint64_t seed = 0; seed < (kSlow ? 8 : 24); ++seed) {
     Random random(seed);
     const auto network = load(random_model(random));
     const int64_t batch = one_of<int64_t>(random, {1, 2, 5, 17, 33});
@@ -60,7 +60,7 @@ void test_random_networks() {
 
 // Every form of every layer.
 void test_forms() {
-  for (uint64_t seed = 2000; seed < (kSlow ? 2004 : 2015); ++seed) {
+  for (uint64_t seed = 2000; seed < (kSlow ? 2004 : 2010); ++seed) {
     Random random(seed);
     const auto network = load(random_model(random));
     const int64_t batch = one_of<int64_t>(random, {1, 3, 18});
@@ -118,7 +118,7 @@ Model of_squares(Random& random) {
 }
 
 void test_tensor_cores() {
-  for (uint64_t seed = 0; seed < (kSlow ? 1 : 4); ++seed) {
+  for (uint64_t seed = 0; seed < (kSlow ? 1 : 2); ++seed) {
     Random random(seed);
     const auto network = load(of_squares(random));
     for (const int64_t batch : {1, 5, 20})
