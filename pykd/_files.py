@@ -48,7 +48,7 @@ def write_atomically(path: Path, content: bytes, then: str = "continue with --re
     Raises:
         PykdError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.parent / f".{path.name}.{os.getpid()}"
     with writing(path, then):
         try:
             write_synced(temporary, content)

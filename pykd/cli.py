@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 try:
@@ -398,15 +399,20 @@ def bench(
     dense: Annotated[bool, typer.Option("--dense", help="Also with every weight dense.")] = False,
     power: Annotated[bool, typer.Option("--power", help="Also idle power, and the energy of a row.")] = False,
     seconds: Annotated[float, typer.Option(min=0.001, help="Of each of three repeats.")] = 2.0,
-    record: Annotated[Path | None, typer.Option("--json", help="Write what was measured to a JSON file, too.")] = None,
+    record: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Write what was measured to a JSON file, too.")
+    ] = None,
     samples: Annotated[Path | None, typer.Option(help="Write every sample of power to a CSV file.")] = None,
 ) -> None:
     """Measure a model file on this machine: latency, throughput, memory, power, and what was taken for each layer."""
     from rich.console import Console
 
-    from pykd._files import write_atomically
+    from pykd._files import write_atomically, writing
     from pykd.deploy.engine import bench as measure
 
+    if record:  # before all that takes time
+        with writing(record, "measure again"), TemporaryFile(dir=record.parent):
+            pass
     with Console(stderr=True).status("measuring ...") as status:
         found = measure(
             file,

@@ -85,11 +85,11 @@ def read(path: Path) -> dict[str, Any]:
         PykdError: it cannot be read, or is no device result, by the first thing that is wrong.
     """
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST_FILE_BYTES:
+        if path.stat().st_size > LARGEST_FILE_BYTES or not path.is_file():
             raise PykdError(f"{path} is no device result: give a file of at most {LARGEST_FILE_BYTES} bytes")
         content = path.read_bytes()
-    except OSError as error:
-        raise PykdError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a null character
+        raise PykdError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
     try:
         given = parse(content, "it")
         if type(version := given.get("pykd_device_result")) is not int or version != VERSION:
@@ -416,6 +416,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--svg", type=Path, metavar="TABLE.svg", help="draw the figure, too (pip install 'pykd[report]')"
     )
     options = parser.parse_args(arguments)
+    places = [file.resolve() for file in (options.output, options.svg) if file]
+    if len({*places} - {file.resolve() for file in options.files}) < len(places):
+        parser.error("-o and --svg would overwrite a result or each other: give files of their own")
     try:
         records = [read(file) for file in options.files]
         text = markdown(records)

@@ -209,6 +209,14 @@ def test_bench(folder, tmp_path):
     assert_measured(json.loads((tmp_path / "a.json").read_bytes()), file, [1, 8], [1, 2])
 
 
+def test_bench_says_first_where_it_cannot_write(folder, tmp_path):
+    file = folder / "digits.pykd.safetensors"
+    for where, code, sentence in ((tmp_path / "no" / "a.json", 1, "cannot write"), (tmp_path, 2, "is a directory")):
+        said = command("bench", file, "--seconds", 0.01, "--json", where, code=code)
+        assert sentence in " ".join(said.stderr.split()) and not said.stdout
+    assert not [*tmp_path.iterdir()]
+
+
 def test_the_program_measures(folder, program, tmp_path):
     file = folder / "digits.pykd.safetensors"
     options = ("--seconds", "0.02", "--json", tmp_path / "a.json")

@@ -263,7 +263,10 @@ def test_files_that_cannot_be_read_or_written(files, capsys, tmp_path, monkeypat
     for path in (tmp_path, tmp_path / "nothing.json", Path("/dev/zero"), Path("\0")):
         with pytest.raises(PykdError, match=r"is no device result|cannot read"):
             table.read(path)
-    assert table.main([good, "-o", str(tmp_path / "no" / "a.md")]) == 1
+    with pytest.raises(PykdError, match="No such file"):
+        table.read(tmp_path / "nothing.json")
+    for option, where in (("-o", tmp_path / "no" / "a.md"), ("--svg", Path("/"))):
+        assert table.main([good, option, str(where)]) == 1
     assert "cannot write" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert table.main([good, "-o", str(tmp_path / "a.md"), "--svg", str(tmp_path / "a.svg")]) == 1
@@ -271,8 +274,12 @@ def test_files_that_cannot_be_read_or_written(files, capsys, tmp_path, monkeypat
     assert table.main([*files(record()), "--svg", str(tmp_path / "a.svg")]) == 1
     assert "hold no run to show" in capsys.readouterr().err
     assert not [*tmp_path.glob("a.*")]
-    with pytest.raises(SystemExit, match="2"):
-        table.main([])
+    before = Path(good).read_bytes()
+    twice = str(tmp_path / "a.md")
+    for words in ([], [good, "-o", good], [good, "--svg", good], [good, "-o", twice, "--svg", twice]):
+        with pytest.raises(SystemExit, match="2"):
+            table.main(words)
+    assert Path(good).read_bytes() == before
 
 
 def test_the_command_needs_neither_torch_nor_matplotlib(files):

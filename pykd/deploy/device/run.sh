@@ -67,7 +67,7 @@ cd -- "$(dirname -- "$0")" || exit 1
 emulator=${PYKD_EMULATOR:-}
 machine=$(uname -m)
 [ -z "$emulator" ] || machine=aarch64
-cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+cores=$({ nproc || getconf _NPROCESSORS_ONLN || echo 1; } 2>/dev/null)
 name=${name:-$(uname -n | tr -c 'A-Za-z0-9\n' -)-$(date +%Y%m%d-%H%M%S)}
 result=results/$name
 if [ -e "$result.json" ] || [ -e "$result.md" ]; then
