@@ -66,7 +66,7 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("words", [["--help"], ["-h"], []])
 def test_help_names_every_command(words):
     result = pykd(*words)
-    commands = ("distill", "evaluate", "export", "compare", "reproduce", "recipes", "doctor", "run", "bench")
+    commands = ("distill", "evaluate", "export", "compare", "reproduce", "recipes", "doctor", "run", "bench", "bundle")
     assert all(command in result.output for command in commands)
 
 

@@ -44,7 +44,6 @@ struct Device {
   bool integrated = true;
   size_t memory = size_t{1} << 30;
   int fails_after = -1;  // calls that may fail until one does; -1: none does
-  cudaError_t last = cudaSuccess;
   size_t used = 0;
   std::map<char*, size_t> blocks{};
   std::recursive_mutex mutex{};  // plans of several threads
@@ -58,10 +57,11 @@ struct Device {
     static thread_local int current = 0;
     return current;
   }
-  cudaError_t failed(cudaError_t error) {
-    last = error;
+  static cudaError_t& last() {  // of the calling thread
+    thread_local cudaError_t error = cudaSuccess;
     return error;
   }
+  cudaError_t failed(cudaError_t error) { return last() = error; }
   bool fails() {
     if (current() != 0) return true;
     if (fails_after < 0) return false;
@@ -109,7 +109,7 @@ inline void enqueue(cudaStream_t stream, std::function<void()> work) {
 
 // ---- errors and devices --------------------------------------------------------------------------------------------
 
-inline cudaError_t cudaGetLastError() { return std::exchange(pykd::emulation::Device::get().last, cudaSuccess); }
+inline cudaError_t cudaGetLastError() { return std::exchange(pykd::emulation::Device::last(), cudaSuccess); }
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorMemoryAllocation ? "out of memory" : error ? "invalid argument" : "no error";
 }

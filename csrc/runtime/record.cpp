@@ -337,7 +337,7 @@ std::string lines(const Machine& machine) {
     text +=
         "\npower mode " + *board.power_mode + (board.power_mode_id ? " (id " + figure(board.power_mode_id) + ")" : "");
   text += "\nprocessor  " + said(board.processor) + ", " + figure(board.cores) + " cores, " + machine.isa;
-  if (machine.emulated == true) text += ", EMULATED: its times and power mean nothing";
+  if (machine.emulated == true) text += ", EMULATED: no times and no power";
   text += "\nmemory     " +
           (board.memory_bytes ? figure(static_cast<double>(*board.memory_bytes) * 1e-6, 0) + " MB" : "unknown");
   text += "\nCUDA       ";
@@ -361,14 +361,16 @@ std::string lines(const DeviceResult& result) {
   std::vector<std::vector<std::string>> rows = {{"engine", "form", "device", "precision", "threads", "batch", "p50 us",
                                                  "p99 us", "max us", "rows/s", "peak MB", "W idle", "W", "mJ/row total",
                                                  "above idle", "throttled"}};
+  const bool times = result.machine.emulated != true;
+  const auto measured = [times](double value, int digits) { return times ? figure(value, digits) : "-"; };
   for (const RunResult& run : result.runs) {
     const RunPower power = run.power.value_or(RunPower{});
     rows.push_back({run.engine, run.dense ? "dense" : "sparse", name(run.device), run.precision, figure(run.threads),
-                    figure(run.batch), figure(run.p50, 2), figure(run.p99, 2), figure(run.max, 2),
-                    figure(run.rows_per_second, 1),
+                    figure(run.batch), measured(run.p50, 2), measured(run.p99, 2), measured(run.max, 2),
+                    measured(run.rows_per_second, 1),
                     run.peak_memory_bytes ? figure(static_cast<double>(*run.peak_memory_bytes) * 1e-6, 1) : "-",
-                    figure(power.idle_watts, 2), figure(power.watts, 2), figure(power.total_millijoules, 4),
-                    figure(power.above_idle_millijoules, 4), run.throttled ? *run.throttled ? "yes" : "no" : "-"});
+                    measured(power.idle_watts, 2), measured(power.watts, 2), measured(power.total_millijoules, 4),
+                    measured(power.above_idle_millijoules, 4), run.throttled ? *run.throttled ? "yes" : "no" : "-"});
   }
   text += '\n' + table(rows, 4);
   std::vector<std::string> told;  // once, what all runs miss
@@ -381,8 +383,8 @@ std::string lines(const DeviceResult& result) {
   if (result.runs.size() == 1 && !result.runs[0].layers.empty()) {
     rows = {{"layer", "form", "step", "us"}};
     for (const Choice& layer : result.runs[0].layers)
-      rows.push_back(
-          {model.kinds[static_cast<size_t>(layer.op)], layer.form, std::to_string(layer.op + 1), figure(layer.us, 3)});
+      rows.push_back({model.kinds[static_cast<size_t>(layer.op)], layer.form, std::to_string(layer.op + 1),
+                      measured(layer.us, 3)});
     text += '\n' + table(rows, 2);
   }
   return text;

@@ -100,6 +100,12 @@ void test_json() {
   for (const char* const word :
        {"MAXN_SUPER (id 2)", "Orin, capability 8.7", "EMULATED", "tensorrt", "something", "97696"})
     check((shown.find(word) != shown.npos) == (std::string(word) != "EMULATED"), std::string("the table says ") + word);
+  DeviceResult timed = full(), emulated = full();
+  timed.runs[0].p50 = emulated.runs[0].p50 = 777.25;
+  emulated.machine.emulated = true;
+  check(lines(timed).find("777.25") != std::string::npos, "a device's time");
+  check(lines(emulated).find("777.25") == std::string::npos && lines(emulated).find("EMULATED") != std::string::npos,
+        "an emulator's is not shown");
 }
 
 void test_compare() {

@@ -222,17 +222,21 @@ def _tensorrt(run: Mapping[str, Any], peers: Sequence[Mapping[str, Any]]) -> Map
 
 
 class Metric(NamedTuple):
-    """A column: what it shows of a run, in which form, and whether more is better."""
+    """A column: what it shows of a run, in which form, whether more is better, and whether it is set beside others.
+
+    The peak of the memory is not: that of the program itself and of its planning hides small networks.
+    """
 
     title: str
     of: Callable[[Mapping[str, Any]], float | None]
     form: str
     more: bool = False
+    compared: bool = True
 
     def ratio(self, run: Mapping[str, Any], other: Mapping[str, Any] | None) -> float | None:
         """How many times better the run is than the other."""
         mine, its = self.of(run), other and self.of(other)
-        if not mine or not its:
+        if not mine or not its or not self.compared:
             return None
         return mine / its if self.more else its / mine
 
@@ -257,7 +261,7 @@ METRICS = [
     Metric("rows a second", _inner("rows_per_second"), ",.0f", more=True),
     TOTAL,
     ABOVE,
-    Metric("peak memory, MB", _inner("peak_memory_bytes", scale=1e-6), ",.1f"),
+    Metric("peak memory, MB", _inner("peak_memory_bytes", scale=1e-6), ",.1f", compared=False),
 ]
 
 

@@ -104,7 +104,7 @@ def test_every_figure(files, capsys):
         "rows a second": "25,000 (2.50x, TensorRT 1.50x)",
         "energy a row in all, mJ": "0.4 (2.50x)[^1]",
         "energy a row above idle, mJ": "0.1 (2.50x)[^1]",
-        "peak memory, MB": "40.0 (2.50x)",
+        "peak memory, MB": "40.0",
         "file, bytes": "100,000 (10.66x)",
         "answers": "equal",
     }
