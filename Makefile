@@ -67,7 +67,8 @@ aarch64: .venv/.packages ## the C++ tests for Arm, cross-compiled, under an emul
 	@PATH="$(CURDIR)/$(BIN):$$PATH"; { cmake -G Ninja -S . -B build/aarch64 --toolchain cmake/aarch64.cmake -DPYKD_TESTS=ON \
 	  && cmake --build build/aarch64; } > build/aarch64.log 2>&1 || { cat build/aarch64.log; exit 1; }
 	QEMU_CPU=cortex-a76 $(BIN)/ctest --test-dir build/aarch64 -j 2 --output-on-failure --no-tests=error
-	QEMU_CPU=max $(BIN)/ctest --test-dir build/aarch64 -j 2 --output-on-failure --no-tests=error
+	@# Of all that it knows beyond the A76, the kernels take the products of bfloat16 alone.
+	QEMU_CPU=max $(BIN)/ctest --test-dir build/aarch64 -j 2 --output-on-failure --no-tests=error -R '^(engine|sparse_.*)_test'
 
 # CUDA's runtime for Arm comes from a package of nvcc's release; CMake says what it is missed for.
 cross: .venv/.packages ## libpykd.so and pykd-run for Arm, in build/cross, with CUDA for Jetson Orin and Thor where nvcc is

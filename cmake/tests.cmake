@@ -23,6 +23,9 @@ if(result EQUAL 0)
 endif()
 
 file(GLOB PYKD_TEST_SOURCES CONFIGURE_DEPENDS csrc/*/*_test.cpp csrc/kernels/*/*_test.cpp)
+if(CMAKE_CROSSCOMPILING)
+  list(FILTER PYKD_TEST_SOURCES EXCLUDE REGEX "_cuda_test[.]cpp$")  # emulated here as there
+endif()
 set_source_files_properties(${PYKD_KERNELS_CUDA} ${PYKD_ENGINE_CUDA} PROPERTIES LANGUAGE CXX
   COMPILE_DEFINITIONS PYKD_EMULATE_CUDA)
 add_compile_definitions(PYKD_WITH_CUDA=1)
@@ -51,6 +54,12 @@ endif()
 
 foreach(flavour IN LISTS PYKD_FLAVOURS)
   set(flags ${PYKD_FLAVOUR_${flavour}})
+  if(flavour STREQUAL "thread")  # one level shows how threads share their work; the tests choose it by PYKD_CPU_ISA
+    list(APPEND linked_as_released ${PYKD_ISA_LEVELS} ${PYKD_BFLOAT16_LEVELS})
+    list(REMOVE_ITEM linked_as_released baseline)
+    set(PYKD_ISA_LEVELS baseline)
+    set(PYKD_BFLOAT16_LEVELS)
+  endif()
   pykd_isa_levels(levels kernels_${flavour} FLAGS ${flags} SOURCES ${PYKD_KERNELS})
   foreach(level IN LISTS linked_as_released)
     list(APPEND levels $<TARGET_OBJECTS:kernels_plain_${level}>)
@@ -74,5 +83,8 @@ foreach(flavour IN LISTS PYKD_FLAVOURS)
     add_test(NAME ${name}_${flavour}
       COMMAND ${CMAKE_CROSSCOMPILING_EMULATOR} ${PYKD_RUN_${flavour}} $<TARGET_FILE:${name}_${flavour}>)
     set_tests_properties(${name}_${flavour} PROPERTIES TIMEOUT 600)
+    if(flavour STREQUAL "thread")
+      set_tests_properties(${name}_${flavour} PROPERTIES ENVIRONMENT PYKD_CPU_ISA=baseline)
+    endif()
   endforeach()
 endforeach()
