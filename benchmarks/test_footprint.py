@@ -6,8 +6,10 @@
 
 A program reads a network and one row, answers it with one thread, says the likeliest class and ends; onnxruntime has
 the same network dense, as ONNX. Memory is the peak of what is resident; the time is that from the process's start to
-its line. "First start" has no cache of what the planner measured. "Only numpy" reads the row alone. ``PYKD_ENGINE``
-names the folder of pykd-run and libpykd.so, ``PYKD_ENGINE_CUDA`` that of another build, whose files are shown beside.
+its line. "pykd" is libpykd.so, beside all libraries of onnxruntime, and Python with ``pykd.deploy.Model``, beside Python
+with onnxruntime. "First start" has no cache of what the planner measured. "Only numpy" reads the row alone.
+``PYKD_ENGINE`` names the folder of pykd-run and libpykd.so, ``PYKD_ENGINE_CUDA`` that of another build, whose files are
+shown beside.
 """
 
 import atexit
@@ -25,7 +27,6 @@ from alternating import in_turns, measure_case
 from peers import package, runtimes
 from test_networks import LARGE, LENET, file_of
 
-from pykd import _runtime
 from pykd.deploy import read
 
 ROOT = Path(__file__).parents[1]
@@ -109,10 +110,10 @@ def command(network: str, name: str) -> tuple[list[str], dict[str, str]]:
     model, graph, row = map(str, files(network))
     environment = {key: value for key, value in os.environ.items() if key != "PYKD_CACHE"}
     environment["XDG_CACHE_HOME"] = str(folder() / "cache")
-    if name.startswith("pykd in Python"):
+    if name == "pykd":
         return [sys.executable, "-c", PYKD, model, row], environment
-    if name.startswith("pykd"):
-        remembered = [] if name == "pykd, first start" else ["--cache", str(folder() / "plans.json")]
+    if name.startswith("pykd-run"):
+        remembered = [] if name == "pykd-run, first start" else ["--cache", str(folder() / "plans.json")]
         return [str(engine_file("pykd-run")), model, "--input", row, "--top", "1", *remembered], environment
     if name == "onnxruntime":
         package("onnxruntime")
@@ -120,8 +121,9 @@ def command(network: str, name: str) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-c", NUMPY, graph, row], environment
 
 
-PROGRAMS = ["pykd", "pykd, first start", "pykd in Python", "onnxruntime", "only numpy"]
-SIZES = ["pykd", "pykd, libpykd.so", "pykd, _runtime", "pykd with CUDA", "pykd with CUDA, libpykd.so", "onnxruntime"]
+# Compared are Python with pykd and Python with onnxruntime, and library with library.
+PROGRAMS = ["pykd", "pykd-run", "pykd-run, first start", "onnxruntime", "only numpy"]
+SIZES = ["pykd", "pykd-run", "pykd with CUDA", "pykd-run with CUDA", "onnxruntime"]
 
 
 def runs(names: list[str]) -> list:
@@ -142,10 +144,8 @@ def test_bytes_on_disk(benchmark, name):
         where = Path(ENGINE_CUDA)
     if name == "onnxruntime":
         found = list(Path(package("onnxruntime").__file__).parent.rglob("*.so*"))
-    elif name == "pykd, _runtime":
-        found = [Path(_runtime.__file__)]
     else:
-        found = [engine_file("libpykd.so" if name.endswith("libpykd.so") else "pykd-run", where)]
+        found = [engine_file("pykd-run" if name.startswith("pykd-run") else "libpykd.so", where)]
     bytes = sum(file.stat().st_size for file in found)
     benchmark.extra_info.update(value=bytes / 1e6, unit="MB")
     measure_case(benchmark, lambda: None, "bytes on disk", "the engine's code", 1, name, 0, 1, 1)
