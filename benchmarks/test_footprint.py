@@ -6,8 +6,8 @@
 
 A program reads a network and one row, answers it with one thread, says the likeliest class and ends; onnxruntime has
 the same network dense, as ONNX. Memory is the peak of what is resident; the time is that from the process's start to
-its line. "pykd" is libpykd.so, beside all libraries of onnxruntime, and Python with ``pykd.deploy.Model``, beside Python
-with onnxruntime. "First start" has no cache of what the planner measured. "Only numpy" reads the row alone.
+its line. "pykd" is libpykd.so, beside all libraries of onnxruntime, and Python with ``pykd.deploy.Model``, beside
+Python with onnxruntime. "First start" has no cache of what the planner measured. "Only numpy" reads the row alone.
 ``PYKD_ENGINE`` names the folder of pykd-run and libpykd.so, ``PYKD_ENGINE_CUDA`` that of another build, whose files are
 shown beside.
 """

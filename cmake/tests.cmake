@@ -83,6 +83,9 @@ foreach(flavour IN LISTS PYKD_FLAVOURS)
     add_test(NAME ${name}_${flavour}
       COMMAND ${CMAKE_CROSSCOMPILING_EMULATOR} ${PYKD_RUN_${flavour}} $<TARGET_FILE:${name}_${flavour}>)
     set_tests_properties(${name}_${flavour} PROPERTIES TIMEOUT 600)
+    if(name MATCHES "_cuda_test$")
+      set_tests_properties(${name}_${flavour} PROPERTIES COST 60)  # the slow ones first
+    endif()
     if(flavour STREQUAL "thread")
       set_tests_properties(${name}_${flavour} PROPERTIES ENVIRONMENT PYKD_CPU_ISA=baseline)
     endif()
