@@ -336,6 +336,13 @@ def test_run_refuses_other_words(stand_in, options):
     assert not (stand_in / "results").exists()
 
 
+@pytest.mark.parametrize("name", ["model.pykd.safetensors", "inputs.npy", "answers.npy"])
+def test_run_names_a_missing_file(stand_in, name):
+    (stand_in / name).unlink()
+    assert f"holds no {name}: copy the bundle again" in run(stand_in, code=1).stderr
+    assert not (stand_in / "asked").exists() and not (stand_in / "results").exists()
+
+
 def test_run_works_in_its_own_folder(stand_in, tmp_path):
     (tmp_path / "decoy" / "bundle").mkdir(parents=True)
     environment = {**os.environ, "PATH": PATH, "PYKD_CUDA": "off", "CDPATH": str(tmp_path / "decoy")}

@@ -64,6 +64,12 @@ case $name in .* | *,*) wrong "--results cannot be '$name'" ;; esac # a comma pa
 
 unset CDPATH # else cd may go elsewhere
 cd -- "$(dirname -- "$0")" || exit 1
+for file in model.pykd.safetensors inputs.npy answers.npy; do
+  [ -f $file ] || {
+    say "$PWD holds no $file: copy the bundle again, all of it"
+    exit 1
+  }
+done
 emulator=${PYKD_EMULATOR:-}
 machine=$(uname -m)
 [ -z "$emulator" ] || machine=aarch64
