@@ -76,4 +76,28 @@ __device__ void mma(float (&sums)[4], uint4 a, uint2 b) {
 #endif
 }
 
+// Four matrices of 8 rows of 8 halves from shared memory, by all lanes of a warp: lane 8 i + j names row j of matrix i,
+// 16 bytes that are aligned to 16, and lane 4 g + m has the pair m of row g of each. Of rows of the batch they are what
+// mma takes as b: row g is its column g.
+__device__ inline uint4 read_matrices(const void* row) {
+#if defined(PYKD_EMULATE_CUDA)
+  if (reinterpret_cast<uintptr_t>(row) % 16) emulation::fail("a row of a matrix is aligned to its 16 bytes.");
+  const unsigned group = emulation::lane() / 4, member = emulation::lane() % 4;
+  uint32_t pairs[4];
+  emulation::exchange(~0u, row, [&](auto shown) {
+    for (unsigned i = 0; i < 4; ++i)
+      memcpy(&pairs[i], static_cast<const char*>(shown(8 * i + group)) + 4 * member, sizeof pairs[i]);
+    return 0;
+  });
+  return {pairs[0], pairs[1], pairs[2], pairs[3]};
+#else
+  uint4 pairs;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(pairs.x), "=r"(pairs.y), "=r"(pairs.z), "=r"(pairs.w)
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+  return pairs;
+#endif
+}
+
 }  // namespace pykd::PYKD_ISA

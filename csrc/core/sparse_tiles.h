@@ -35,7 +35,7 @@ struct SparseBlocks {
 uint16_t half_bits(float value, DType halves);
 float rounded(float value, DType halves);
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+PYKD_HD constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int64_t kTileRows = 16;   // of the highest tile
 constexpr int64_t kTileSlack = 64;  // values that may be read beyond the last

@@ -115,6 +115,13 @@ struct Thread {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   void* tsan = nullptr;
+  struct Copy {
+    void* to;
+    const void* from;
+    unsigned group;
+  };
+  std::vector<Copy> copies;  // that are under way
+  unsigned groups = 0;       // of copies, so far
 };
 
 struct Block {
@@ -157,6 +164,8 @@ class Team {
       ++t.warp->barrier.expected;
       t.exchanges = 0;
       t.awaited = nullptr;
+      t.copies.clear();
+      t.groups = 0;
       t.running = true;
     }
     for (unsigned left = count; left > 0;) {
@@ -292,6 +301,24 @@ T shuffle(unsigned mask, T value, unsigned source) {
   return exchange(mask, value, [&](auto shown) { return inside ? shown(source) : value; });
 }
 
+// Copies of 16 bytes that arrive with the wait that covers them; until then all their bits are set.
+inline void copy_async(void* to, const void* from) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16)
+    fail("an asynchronous copy is aligned to its 16 bytes.");
+  Thread& t = Team::self();
+  std::memset(to, 0xFF, 16);
+  t.copies.push_back({to, from, t.groups});
+}
+inline void commit_copies() { ++Team::self().groups; }
+inline void wait_copies(unsigned groups) {
+  Thread& t = Team::self();
+  std::erase_if(t.copies, [&](const Thread::Copy& copy) {
+    const bool covered = copy.group + groups < t.groups;
+    if (covered) std::memcpy(copy.to, copy.from, 16);
+    return covered;
+  });
+}
+
 template <typename Kernel>
 struct Launch {
   Kernel kernel;
@@ -371,6 +398,10 @@ void __stcs(T* address, T value) {
 template <typename Integer>
 Integer atomicAdd(Integer* address, Integer value) {
   return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
+template <typename Integer>
+Integer atomicOr(Integer* address, Integer value) {
+  return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
 }
 
 #define PYKD_LAUNCH(grid, threads, shared_bytes, stream, ...)                          \

@@ -49,7 +49,30 @@ struct SparseLinearBFloat16 {
 void sparse_linear_bfloat16_cpu(const SparseLinearBFloat16& args, int64_t begin, int64_t end, int64_t tile_begin,
                                 int64_t tile_end);
 
+// The same on CUDA with weights, inputs and outputs of one type of two bytes.
+struct SparseLinearHalves {
+  SparseTiles weight;     // of [out, in]; the `halves` of the packed weight, of those that takes_halves() accepts
+  const uint16_t* input;  // [batch, in], aligned to 16 bytes
+  uint16_t* output;       // out [batch, out], aligned to 4 bytes
+  const float* bias;      // [out], or null
+  int64_t batch;          // >= 0
+  int64_t in;
+  int64_t out;
+  Activation activation;
+  int64_t processors = 0;  // to keep busy; 0: all that the device has
+};
+
+constexpr int64_t kMostHalvesColumns = 1 << 16;
+
+// Products take 16 columns that begin at a multiple of 16, each beyond the one before. The last block of a row, where
+// it would reach over the edge, lies further to the left and may break this.
+inline bool takes_halves(const SparseTiles& weight, const void* input, int64_t in) {
+  return in % 16 == 0 && in <= kMostHalvesColumns && weight.width % 16 == 0 &&
+         (weight.width <= 32 || in % weight.width == 0) && reinterpret_cast<uintptr_t>(input) % 16 == 0;
+}
+
 // All of it, enqueued on `stream`; never synchronises, never allocates.
 CudaStatus sparse_linear_cuda(const SparseLinear& args, CUstream_st* stream);
+CudaStatus sparse_linear_halves_cuda(const SparseLinearHalves& args, CUstream_st* stream);
 
 }  // namespace pykd

@@ -1,0 +1,42 @@
+// Copies from global to shared memory that a thread starts and waits for later, cp.async. Included after core/cuda.h.
+//
+// Under emulation the bytes arrive with the wait that covers them and are NaN from the start on: a missing wait, and a
+// copy to where others still read, show.
+#pragma once
+
+#include <cstdint>
+
+namespace pykd::PYKD_ISA {
+
+// Starts to copy 16 bytes, aligned to 16 on both sides.
+__device__ inline void copy_async(void* shared, const void* global) {
+#if defined(PYKD_EMULATE_CUDA)
+  emulation::copy_async(shared, global);
+#else
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+      "l"(global)
+      : "memory");
+#endif
+}
+
+// Makes a group of the copies that this thread has started since the last one.
+__device__ inline void commit_copies() {
+#if defined(PYKD_EMULATE_CUDA)
+  emulation::commit_copies();
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until all but this thread's last kGroups groups have arrived. Other threads see them after a barrier.
+template <int kGroups>
+__device__ void wait_copies() {
+#if defined(PYKD_EMULATE_CUDA)
+  emulation::wait_copies(kGroups);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+#endif
+}
+
+}  // namespace pykd::PYKD_ISA
