@@ -30,14 +30,17 @@ void define_loss(pybind11::module& m) {
   m.def(name("_and_grad_out").c_str(), wrap_pybind_function_no_gil(Loss<Op>::eager_and_grad_out));
 }
 
-// positions [stored], values [stored, block rows, block columns]
+// positions [stored], values [stored, block rows, block columns]; halves: float16 or bfloat16 if they are wanted, too
 auto sparse_pack(const pybind11::array_t<int64_t, pybind11::array::c_style>& positions,
                  const pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>& values,
-                 int64_t rows, int64_t columns, int64_t groups, at::Device device, bool bfloat16) {
+                 int64_t rows, int64_t columns, int64_t groups, at::Device device, at::ScalarType halves) {
   TORCH_CHECK_VALUE(positions.ndim() == 1 && values.ndim() == 3 && values.shape(0) == positions.shape(0),
                     "sparse_pack: values must be [stored, block rows, block columns] for positions [stored]");
+  const pykd::DType dtype = halves == at::kHalf       ? pykd::DType::kFloat16
+                            : halves == at::kBFloat16 ? pykd::DType::kBFloat16
+                                                      : pykd::DType::kFloat32;
   return pykd::glue::sparse_pack({positions.data(), values.data(), positions.shape(0), rows, columns, values.shape(1),
-                                  values.shape(2), groups, bfloat16 ? pykd::DType::kBFloat16 : pykd::DType::kFloat32},
+                                  values.shape(2), groups, dtype},
                                  device);
 }
 
@@ -66,7 +69,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("sparse_conv2d", wrap_pybind_function_no_gil(pykd::glue::sparse_conv2d));
   m.def("sparse_linear", wrap_pybind_function_no_gil(pykd::glue::sparse_linear));
   m.def("sparse_pack", torch::wrap_pybind_function(sparse_pack), py::arg("positions"), py::arg("values"),
-        py::arg("rows"), py::arg("columns"), py::arg("groups"), py::arg("device"), py::arg("bfloat16") = false);
+        py::arg("rows"), py::arg("columns"), py::arg("groups"), py::arg("device"), py::arg("halves"));
   m.def("variational_kl", wrap_pybind_function_no_gil(pykd::glue::variational_kl));
   m.def("variational_kl_and_grad", wrap_pybind_function_no_gil(pykd::glue::variational_kl_and_grad));
   m.def("variational_kl_and_grad_out", wrap_pybind_function_no_gil(pykd::glue::variational_kl_and_grad_out));

@@ -83,6 +83,11 @@ inline void check_buffer_is_of(const char* op, const at::Tensor& packed, const P
              ": packed must be the buffer that its head describes, got another weight's");
 }
 
+// Whether the weight was packed as halves of this type, too.
+inline bool has_halves(const PackedSparse& weight, DType dtype) {
+  return weight.halves.tiles > 0 && weight.halves.dtype == static_cast<int64_t>(dtype);
+}
+
 // As the kernels read it.
 inline std::optional<at::Tensor> dense_bias(const std::optional<at::Tensor>& bias) {
   return bias ? std::optional(bias->to(at::kFloat).contiguous()) : std::nullopt;

@@ -27,8 +27,8 @@ class Tiles(NamedTuple):
     head: list[int]
 
 
-def pack(weight: SparseWeight, groups: int, device: torch.device) -> Tiles:
-    """Makes the tiles and keeps them as ``weight.tiles[groups, device]``.
+def pack(weight: SparseWeight, groups: int, device: torch.device, dtype: torch.dtype) -> Tiles:
+    """Makes the tiles for inputs of a dtype and keeps them as ``weight.tiles[groups, device, dtype]``.
 
     Raises:
         ValueError: a float64 weight with values that float32 does not hold.
@@ -37,21 +37,22 @@ def pack(weight: SparseWeight, groups: int, device: torch.device) -> Tiles:
     """
     if weight.values.itemsize > 4 and not np.isfinite(weight.values.astype(np.float32)).all():
         raise ValueError("a weight's values must be within float32, whose largest is 3.4e38")
-    shape, bfloat16 = matrix_shape(weight.shape), device.type == "cpu" and _C.bfloat16()
-    weight.tiles[groups, device] = tiles = Tiles(
-        *_C.sparse_pack(weight.positions, weight.values, *shape, groups, device, bfloat16)
+    multiplied = device.type == "cuda" or (dtype == torch.bfloat16 and _C.bfloat16())  # by the processor itself
+    shape, halves = matrix_shape(weight.shape), dtype if multiplied else torch.float32
+    weight.tiles[groups, device, dtype] = tiles = Tiles(
+        *_C.sparse_pack(weight.positions, weight.values, *shape, groups, device, halves)
     )
     return tiles
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _packed(weight: SparseWeight, groups: int, device: torch.device) -> bool:
+def _packed(weight: SparseWeight, groups: int, device: torch.device, dtype: torch.dtype) -> bool:
     """For torch.compile, which cannot trace :func:`pack` but runs this, and then finds the tiles in their place."""
-    return (groups, device) in weight.tiles or bool(pack(weight, groups, device))
+    return (groups, device, dtype) in weight.tiles or bool(pack(weight, groups, device, dtype))
 
 
 def tiles_of(op: str, input: Tensor, weight: SparseWeight, dims: int, groups: int) -> Tiles:
-    """The weight on the input's device, as the kernels read it.
+    """The weight on the input's device, as the kernels read it for the input's dtype.
 
     Raises:
         ValueError, TypeError: there is no such weight, or no input.
@@ -65,9 +66,10 @@ def tiles_of(op: str, input: Tensor, weight: SparseWeight, dims: int, groups: in
         raise ValueError(f"{op}: weight must be {sides}, got {list(weight.shape)}")
     if type(groups) is not int or groups < 1 or weight.shape[0] % groups:
         raise ValueError(f"{op}: groups must divide the {weight.shape[0]} outputs, got {groups!r}")
+    wanted = groups, input.device, input.dtype
     if torch.compiler.is_compiling():
-        _packed(weight, groups, input.device)
-    return weight.tiles.get((groups, input.device)) or pack(weight, groups, input.device)
+        _packed(weight, *wanted)
+    return weight.tiles.get(wanted) or pack(weight, *wanted)
 
 
 def relu_of(op: str, activation: str | None) -> bool:

@@ -57,7 +57,8 @@ class SparseWeight:
             ``row_pointers[i + 1] - 1``.
         nnz: entries that are not zero.
         nbytes: bytes of values and indices in a model file.
-        tiles: the weight as the kernels read it, by (groups, device): made by the ops, never copied or saved.
+        tiles: the weight as the kernels read it, by (groups, device, dtype of the input): made by the ops, never copied
+            or saved.
 
     Raises:
         ValueError: another shape or dtype, no entry, a value that is not finite, block or threshold out of range.

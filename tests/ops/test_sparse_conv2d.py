@@ -217,7 +217,7 @@ def test_gradient_raises(who, device):
 def test_opcheck(stride, bias, device):
     weight, x = pruned((6, 4, 3, 3), (4, 4), 0.5, seed=45), torch.ones(2, 4, 7, 8, device=device)
     sparse_conv2d(x, weight)
-    tiles = weight.tiles[1, x.device]
+    tiles = weight.tiles[1, x.device, x.dtype]
     numbers = ([3, 3], [stride, 1], [1, 0], [1, 2], True)
     given = (x, tiles.packed, tiles.head, torch.ones(6, device=device) if bias else None, *numbers)
     torch.library.opcheck(torch.ops.pykd.sparse_conv2d.default, given)
@@ -303,7 +303,7 @@ def test_images_too_large_for_the_kernel_are_refused_before_anything_is_allocate
 
 def test_foreign_kernels_are_refused():
     """The kernel's shape comes apart from the packed weight."""
-    packed, _, head = _C.sparse_pack(np.array([0, 3]), np.ones((2, 1, 1)), 6, 36, 1, X.device)
+    packed, _, head = _C.sparse_pack(np.array([0, 3]), np.ones((2, 1, 1)), 6, 36, 1, X.device, X.dtype)
     numbers = ([1, 1], [0, 0], [1, 1], False)
     op = torch.ops.pykd.sparse_conv2d
     assert op(X, packed, head, None, [3, 3], *numbers).shape == (2, 6, 3, 3)

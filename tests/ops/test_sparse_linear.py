@@ -88,19 +88,24 @@ def test_blocks_of_bfloat16(block, rows):
     """By the processor's own products of bfloat16, or by the same sums where it has none; the input chooses them."""
     cpu, dense = torch.device("cpu"), pruned((40, 128), block, 0.7, seed=3).dense()
     weight = SparseWeight(torch.from_numpy(dense).bfloat16(), block=block)
-    plain = _C.sparse_pack(weight.positions, weight.values, 40, 128, 1, cpu)
-    weight.tiles[1, cpu] = tiles = Tiles(*_C.sparse_pack(weight.positions, weight.values, 40, 128, 1, cpu, True))
-    assert tiles.packed.numel() > plain[0].numel()
+    plain, halves = (
+        Tiles(*_C.sparse_pack(weight.positions, weight.values, 40, 128, 1, cpu, dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    weight.tiles |= {(1, cpu, dtype): halves for dtype in DTYPES}
+    assert halves.packed.numel() > plain.packed.numel()
     bias = logits((40,), torch.float32, "cpu", seed=4)
     for dtype in DTYPES:
         check(logits((rows, 128), dtype, "cpu", seed=5), weight, bias, activation="relu" if rows % 2 else None)
 
 
-def test_bfloat16_loses_nothing():
-    """Values that it does not hold stay float32."""
+def test_halves_lose_nothing():
+    """Values that they do not hold stay float32."""
     weight = pruned((32, 32), (16, 16), 0.5, seed=3)
-    sizes = [_C.sparse_pack(weight.positions, weight.values, 32, 32, 1, X.device, asked)[0].numel() for asked in (0, 1)]
-    assert sizes[0] == sizes[1]
+    sizes = {
+        _C.sparse_pack(weight.positions, weight.values, 32, 32, 1, X.device, dtype)[0].numel() for dtype in DTYPES
+    }
+    assert len(sizes) == 1
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -219,7 +224,7 @@ def test_gradient_raises(who, device):
 def test_opcheck(rows, bias, device):
     weight, x = pruned((40, 50), (4, 4), 0.5, seed=19), torch.ones(rows, 50, device=device)
     sparse_linear(x, weight)
-    tiles = weight.tiles[1, x.device]
+    tiles = weight.tiles[1, x.device, x.dtype]
     given = (x, tiles.packed, tiles.head, torch.ones(40, device=device) if bias else None, True)
     torch.library.opcheck(torch.ops.pykd.sparse_linear.default, given)
 
@@ -257,7 +262,7 @@ def test_packed_weight_is_made_once_and_never_copied():
     weight, x = pruned((40, 50), (1, 1), 0.5, seed=26), torch.ones(2, 50)
     expected = sparse_linear(x, weight)
     (tiles,) = weight.tiles.values()
-    assert sparse_linear(x, weight).equal(expected) and weight.tiles[1, x.device] is tiles
+    assert sparse_linear(x, weight).equal(expected) and weight.tiles[1, x.device, x.dtype] is tiles
     for again in (copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
         assert again.tiles == {}
         assert sparse_linear(x, again).equal(expected)
@@ -298,7 +303,7 @@ def test_broken_rules_say_which(options, error, message, device):
 def test_foreign_buffers_are_refused():
     """Of another weight, cut short, or no packed weight at all; nothing is read beyond them."""
     op = torch.ops.pykd.sparse_linear
-    packed, _, head = _C.sparse_pack(np.array([0, 3]), np.ones((2, 1, 1)), 4, 3, 1, X.device)
+    packed, _, head = _C.sparse_pack(np.array([0, 3]), np.ones((2, 1, 1)), 4, 3, 1, X.device, X.dtype)
     assert op(X, packed, head, None, False).shape == (2, 4)
     for wrong, numbers in [
         (packed[:-64], head),
@@ -311,9 +316,9 @@ def test_foreign_buffers_are_refused():
         with pytest.raises(ValueError, match=r"^sparse_linear: (packed|head) must"):
             op(X, wrong, numbers, None, False)
     with pytest.raises(ValueError, match=r"^sparse_pack: positions must ascend from 0 on, below 12, got 2 at 1"):
-        _C.sparse_pack(np.array([3, 2]), np.ones((2, 1, 1)), 4, 3, 1, X.device)
+        _C.sparse_pack(np.array([3, 2]), np.ones((2, 1, 1)), 4, 3, 1, X.device, X.dtype)
     with pytest.raises(ValueError, match=r"^sparse_pack: positions must ascend from 0 on, below 12, got 12 at 0"):
-        _C.sparse_pack(np.array([12]), np.ones((1, 1, 1)), 4, 3, 1, X.device)
+        _C.sparse_pack(np.array([12]), np.ones((1, 1, 1)), 4, 3, 1, X.device, X.dtype)
 
 
 def test_meta_kernel_gives_the_shape():

@@ -37,8 +37,9 @@ void run_cuda(const at::Tensor& input, const at::Tensor& packed, const PackedSpa
   const int64_t batch = input.size(0), height = geometry.out_height(), width = geometry.out_width();
   const at::Tensor to =
       input.scalar_type() == at::kFloat ? output : at::empty(output.sizes(), output.options().dtype(at::kFloat));
+  const DType dtype = dtype_of(kName, "input", input);
   SparseConv2d args{};
-  args.weight = tiles_of(packed.const_data_ptr(), weight.panels);
+  args.weight = tiles_of(packed.const_data_ptr(), has_halves(weight, dtype) ? weight.halves : weight.panels);
   args.offsets = offsets.const_data_ptr<int32_t>();
   args.group_stride = planes.group_stride();
   args.row_stride = planes.row_stride();
@@ -55,8 +56,7 @@ void run_cuda(const at::Tensor& input, const at::Tensor& packed, const PackedSpa
   launch_on(input, bytes, [&](void* workspace, auto stream) {
     float* const from = static_cast<float*>(workspace);
     args.planes = from;
-    const CudaStatus status =
-        pack_planes_cuda({input.const_data_ptr(), from, batch, planes, dtype_of(kName, "input", input)}, stream);
+    const CudaStatus status = pack_planes_cuda({input.const_data_ptr(), from, batch, planes, dtype}, stream);
     return status ? status : sparse_conv2d_cuda(args, batch, stream);
   });
   if (!to.is_same(output)) output.copy_(to);

@@ -32,7 +32,7 @@ void run_cpu(const Tensor& input, const Tensor& packed, const PackedSparse& weig
   args.bias = bias;
   args.activation = relu ? Activation::kRelu : Activation::kNone;
   const int64_t tasks = tasks_of(args.weight, args.batch);
-  if (weight.halves.dtype == static_cast<int64_t>(DType::kBFloat16) && input.scalar_type() == at::kBFloat16) {
+  if (has_halves(weight, DType::kBFloat16) && input.scalar_type() == at::kBFloat16) {
     const SparseLinearBFloat16 halves{tiles_of(packed.const_data_ptr(), weight.halves),
                                       static_cast<const uint16_t*>(input.const_data_ptr()),
                                       output.mutable_data_ptr(),

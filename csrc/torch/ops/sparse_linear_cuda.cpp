@@ -19,9 +19,20 @@ void run_cuda(const at::Tensor& input, const at::Tensor& packed, const PackedSpa
   args.in = weight.columns;
   args.out = weight.rows;
   args.lanes = lanes_of(weight, args.batch);
-  args.weight = tiles_of(packed.const_data_ptr(), args.lanes == 1 ? weight.rowwise : weight.panels);
+  const DType dtype = dtype_of(SparseLinearOp<nullptr>::kName, "input", input);
+  const bool halves = has_halves(weight, dtype);
+  args.weight = tiles_of(packed.const_data_ptr(), halves            ? weight.halves
+                                                  : args.lanes == 1 ? weight.rowwise
+                                                                    : weight.panels);
   args.bias = bias;
   args.activation = relu ? Activation::kRelu : Activation::kNone;
+  if (halves && takes_halves(args.weight, input.const_data_ptr(), args.in))
+    return launch_on(input, 0, [&](void*, auto stream) {
+      return sparse_linear_halves_cuda(
+          {args.weight, static_cast<const uint16_t*>(input.const_data_ptr()),
+           static_cast<uint16_t*>(output.mutable_data_ptr()), bias, args.batch, args.in, args.out, args.activation},
+          stream);
+    });
   if (args.lanes == 1) {
     const at::Tensor from = input.to(at::kFloat);
     const at::Tensor to = input.scalar_type() == at::kFloat ? output : at::empty(output.sizes(), from.options());
@@ -31,7 +42,6 @@ void run_cuda(const at::Tensor& input, const at::Tensor& packed, const PackedSpa
     if (!to.is_same(output)) output.copy_(to);
     return;
   }
-  const DType dtype = dtype_of(SparseLinearOp<nullptr>::kName, "input", input);
   const PlaneLayout in = feature_planes(args.in, args.lanes), out = feature_planes(args.out, args.lanes);
   const int64_t planes = in.groups(args.batch) * in.group_stride() + kPlaneSlack;
   const int64_t results = out.groups(args.batch) * out.group_stride();
