@@ -1,4 +1,5 @@
-// Tensor cores under emulation: where the numbers of a product lie, by the definition of mma.m16n8k16 for two bytes.
+// Tensor cores under emulation: where the numbers of a product lie, by the definition of mma.m16n8k16 for two bytes,
+// and those of the matrices that ldmatrix reads.
 #define PYKD_EMULATE_CUDA
 #define PYKD_ISA cuda
 #include "emulation/cuda_emulation.h"
@@ -63,9 +64,35 @@ void test(const char* what) {
   check(std::memcmp(products.data(), wanted.data(), 2 * sizeof(Product)) == 0, what);
 }
 
+// Row 2 r + c of the numbers, 8 of them, is row r % 8 of the matrix 2 (r / 8) + c, as rows of two matrices side by
+// side.
+__global__ void read(uint32_t* to) {
+  alignas(16) __shared__ uint32_t pairs[32][4];
+  const unsigned lane = threadIdx.x % 32;
+  for (uint32_t i = 0; i < 4; ++i) pairs[lane][i] = 4 * lane + i;
+  __syncwarp();
+  const unsigned matrix = lane / 8, row = matrix / 2 * 8 + lane % 8, column = matrix % 2;
+  const uint4 read = pykd::cuda::read_matrices(pairs[2 * row + column]);
+  const uint32_t each[4] = {read.x, read.y, read.z, read.w};
+  for (int i = 0; i < 4; ++i) to[4 * lane + static_cast<unsigned>(i)] = each[i];
+}
+
+void test_matrices() {
+  std::vector<uint32_t> to(128);
+  PYKD_LAUNCH(1, 32, 0, nullptr, read)(to.data());
+  bool right = true;
+  for (unsigned lane = 0; lane < 32; ++lane)
+    for (unsigned matrix = 0; matrix < 4; ++matrix) {
+      const unsigned row = matrix / 2 * 8 + lane / 4, column = matrix % 2;
+      right = right && to[4 * lane + matrix] == 4 * (2 * row + column) + lane % 4;
+    }
+  check(right, "matrices");
+}
+
 }  // namespace
 
 int main() {
+  test_matrices();
   test<DType::kFloat16>("float16");
   test<DType::kBFloat16>("bfloat16");
   std::printf("%d passed, %d failed\n", passed, failed);
