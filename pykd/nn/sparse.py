@@ -330,7 +330,7 @@ def _times(forms: Mapping[str | Block, nn.Module], inputs: list[Tensor], seconds
             for each in inputs:
                 form(each)
         if inputs[0].is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(inputs[0].device)
         return (perf_counter() - begin) / repeats
 
     rounds = 5

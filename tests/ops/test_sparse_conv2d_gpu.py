@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from pykd import reference
 from pykd.ops import sparse_conv2d
+from pykd.sparse import SparseWeight
 from pykd.testing import DEVICES, assert_matches, logits, pruned
 
 pytestmark = [
@@ -37,7 +38,19 @@ def tensors(image, channels, options, block, dtype):
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("image, channels, options", CASES)
 def test_matches_reference_at_real_sizes(image, channels, options, block, dtype):
+    check(*tensors(image, channels, options, block, dtype), options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("block", [(16, 16), (32, 32), (16, 18)], ids=str)
+@pytest.mark.parametrize("image, channels, options", CASES[:4])
+def test_halves(image, channels, options, block, dtype):
+    """Weights whose values the input's dtype holds."""
     x, weight, bias = tensors(image, channels, options, block, dtype)
+    check(x, SparseWeight(torch.from_numpy(weight.dense()).to(dtype), block=block), bias, options)
+
+
+def check(x, weight, bias, options):
     result = sparse_conv2d(x, weight, bias, **options)
     wide = x.double().cpu()
     dense = torch.from_numpy(weight.dense()).double()

@@ -102,9 +102,7 @@ def test_blocks_of_bfloat16(block, rows):
 def test_halves_lose_nothing():
     """Values that they do not hold stay float32."""
     weight = pruned((32, 32), (16, 16), 0.5, seed=3)
-    sizes = {
-        _C.sparse_pack(weight.positions, weight.values, 32, 32, 1, X.device, dtype)[0].numel() for dtype in DTYPES
-    }
+    sizes = {_C.sparse_pack(weight.positions, weight.values, 32, 32, 1, X.device, dtype)[0].numel() for dtype in DTYPES}
     assert len(sizes) == 1
 
 
