@@ -15,17 +15,18 @@
 // a clock each from shared memory; from L2 some 5.5 TB/s in all, an assumption). A block reads s N + d M halves of each
 // column from L2, s = 1 - (1 - d)^(M / 16) being the share of the columns that it needs:
 //
-//   batch   d      M = 128        M = 256        M = 512
-//    4096   0.20   1160 MB        888 MB         862 MB
-//    4096   0.10    827 MB        652 MB         474 MB
-//    4096   0.05    480 MB        412 MB         324 MB
-//     256   0.10     52 MB (128)   41 MB (64)     30 MB (32 blocks)
+//   batch   d      M = 128         M = 256        M = 512
+//    4096   0.20   1323 MB         951 MB         698 MB
+//    4096   0.10    826 MB         652 MB         474 MB
+//    4096   0.05    469 MB         408 MB         324 MB
+//     256   0.10     52 MB (128)    41 MB (64)     30 MB (32 blocks)
 //
-// So 86 us at batch 4096 and d = 0.1, 59 at 0.05: this is the floor. The halves themselves, 70 MB at least, take 16 us
-// of 4.3 TB/s. A product of 2048 multiplications reads 256 bytes from shared memory and 64 of values: with the copies a
-// SM has 64 steps of 320 clocks a block, 47 us. Registers set M and N: 128 of a thread are sums, and M = 512, N = 96,
-// which has 402 MB, leaves none to read ahead with. What goes on from here are clusters of blocks that read L2 once for
-// all of them: of 2 x 2 blocks with M = 512, 240 MB.
+// So 86 us at batch 4096 and d = 0.1, 59 at 0.05, 9 us at batch 256, where fewer blocks than SMs have too few bytes
+// under way (37 KB each, and 4 KB of values for each T). The halves themselves, 70 MB at least, take 16 us of 4.3 TB/s.
+// A product of 2048 multiplications reads 256 bytes from shared memory and 64 of values: with the copies, d = 0.1 and
+// M = 512 a step has 320 clocks, all of a SM's four blocks one after another 47 us. Registers set M and N: 128 of a
+// thread are sums, and N = 96, with 402 MB, would leave none to read ahead with. What goes on from here are clusters of
+// blocks that read L2 once for all of them: of 2 x 2 blocks with M = 512, 240 MB at d = 0.1.
 //
 // Few rows (`direct`): a tile for 8 V rows of the batch is shared by the warps of a block, which read values and inputs
 // from the caches, d (1 / 16 + 1 / (8 V)) of a half for each of the dense multiplications: 20 MB at batch 64, d = 0.1.
@@ -141,26 +142,38 @@ __global__ void __launch_bounds__(kStagedThreads, T == 4 ? 1 : 2) staged(SparseL
   int ahead = after(-1);
   for (int stage = 0; stage < kStages - 1; ++stage, ahead = after(ahead)) copy(ahead, stage);
 
-  // What a tile goes on with: the piece whose column and values are read, of those before `end`.
+  // What a tile goes on with: the column and the values of a piece, and which run the one after it is in, where.
   struct Next {
-    uint32_t piece = 0, end = 0;
-    int32_t column = INT32_MAX;  // none
+    int32_t column = INT32_MAX, later = INT32_MAX;  // none
     uint4 values = {};
+    uint32_t piece = 0;
+    int32_t run = 0, end = 0, within = 0;
   };
   Next next[T];
   const Pieces pieces(w);
+  const auto begin = [&](Next& tile) { tile.later = tile.run < tile.end ? w.columns[tile.run] : INT32_MAX; };
+  // Nothing of it is waited for before the piece is multiplied.
   const auto read = [&](Next& tile) {
-    const bool has = tile.piece < tile.end;
-    tile.column = has ? pieces.column(tile.piece) : INT32_MAX;
-    if (has) tile.values = pieces.read(tile.piece, member, member + 4, group);
+    tile.column = tile.later;
+    if (tile.run >= tile.end) return;
+    tile.values = pieces.read(tile.piece, member, member + 4, group);
     ++tile.piece;
+    if (++tile.within < w.width / kPiece) {
+      tile.later += kPiece;
+    } else {
+      tile.within = 0;
+      ++tile.run;
+      begin(tile);
+    }
   };
   const int64_t own = part + warp * T;  // the first tile of this warp
   float sums[T][kRows / 8][4] = {};
   PYKD_UNROLL for (int t = 0; t < T; ++t) {
     if (own + t >= end) continue;
     next[t].piece = pieces.begin(w, own + t);
-    next[t].end = pieces.begin(w, own + t + 1);
+    next[t].run = w.starts[own + t];
+    next[t].end = w.starts[own + t + 1];
+    begin(next[t]);
     read(next[t]);
   }
   int stage = 0;
@@ -173,14 +186,13 @@ __global__ void __launch_bounds__(kStagedThreads, T == 4 ? 1 : 2) staged(SparseL
     const uint16_t* const inputs = &shared[stage][lane / 16 * 8 + lane % 8][lane / 8 % 2 * 8];
     PYKD_UNROLL for (int t = 0; t < T; ++t) {
       while (next[t].column < (step + 1) * kColumns) {
-        const uint4 values = next[t].values;
         const uint16_t* const from = inputs + (next[t].column - step * kColumns);
-        read(next[t]);
         PYKD_UNROLL for (int n = 0; n < kRows / 8; n += 2) {
           const uint4 b = read_matrices(from + n * 8 * kPitch);
-          mma<kHalves>(sums[t][n], values, {b.x, b.y});
-          mma<kHalves>(sums[t][n + 1], values, {b.z, b.w});
+          mma<kHalves>(sums[t][n], next[t].values, {b.x, b.y});
+          mma<kHalves>(sums[t][n + 1], next[t].values, {b.z, b.w});
         }
+        read(next[t]);
       }
     }
     stage = stage == kStages - 1 ? 0 : stage + 1;
