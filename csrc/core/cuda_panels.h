@@ -10,7 +10,9 @@
 // output, one multiplication a stored value and place. At 1024 x 1024 with 5 % of the values they meet, at 28 us for
 // 16384 places; below a thousand places the launch is longer than either. In sm_90's code 128 of 154 instructions of
 // 16 rows and 4 places multiply, 128 of 165 of 8 rows. A pair's row shares no input: it reads one a multiplication, and
-// a SM reads 32 floats a clock from its cache, a quarter of what it multiplies; 32 of its 86 instructions do.
+// a SM reads 32 floats a clock from its cache, a quarter of what it multiplies; 32 of its 86 instructions do. At
+// 4096 x 4096 with 10 % of the values in pairs that is 0.93 ms at batch 4096 and 58 us at 256, with 5 % half of that;
+// even multiplications alone would be 0.23 ms, and tensor cores, at 0.78 PFLOP/s, multiply the dense weight in 0.18.
 #pragma once
 
 #include "core/cuda_places.h"

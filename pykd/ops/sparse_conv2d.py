@@ -55,7 +55,8 @@ def sparse_conv2d(
     Cost:
         A multiplication for each stored value and pixel of the output, in float32, and a copy of the input with its
         padding; a pass more over the output of half types and, for many images with outputs of up to 16 columns, of
-        all. Weights of several groups are read as unstructured where a block holds rows of two groups.
+        all. Weights of several groups are read as unstructured where a block holds rows of two groups. On a CUDA device
+        tensor cores multiply half types under the rules of :func:`sparse_linear` for blocks of 9 rows and more.
 
     Determinism:
         Bitwise reproducible on one device and build, for any number of threads.

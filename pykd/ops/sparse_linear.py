@@ -45,8 +45,11 @@ def sparse_linear(
         or 8 rows, and any number for blocks of 16 are read as they lie; more go through panels of 16 or 32, a pass over
         inputs and outputs each. Where the processor multiplies bfloat16 itself (AMX, AVX-512-BF16, BFDOT), it does so
         for an input of bfloat16 and blocks of 9 to 16 rows and an even number of columns whose values bfloat16 holds;
-        sums are float32 all the same. Three microseconds for the call; threads share work above about 10 us. Packing
-        takes a pass over the weight.
+        sums are float32 all the same. So do a CUDA device's tensor cores for an input of float16 or bfloat16 and blocks
+        of 9 rows and more; in one launch, and as input and output lie, where inputs are a multiple of 16 and at most
+        65536, and blocks have 16 or 32 columns, or a multiple of 16 that divides the inputs. A weight made of a tensor
+        of the input's dtype has such values, one of float32 mostly not. Three microseconds for the call; threads share
+        work above about 10 us. Packing takes a pass over the weight, for each dtype of the input.
 
     Determinism:
         Bitwise reproducible on one device and build, for any number of threads.
