@@ -7,7 +7,6 @@ All allocate the gradient, which is the least that a call takes beyond its input
 Floor: 6 bytes a logit, two read and one written.
 """
 
-import importlib
 from collections.abc import Callable
 
 import pytest
@@ -21,6 +20,7 @@ from alternating import (
     measure_peak_on_gpu,
     prepared,
 )
+from peers import package
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,12 +48,9 @@ def plain(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return F.kl_div(log_q, p, reduction="batchmean") * temperature**2
 
 
-def liger(name: str, *arguments: object, **options: object) -> Callable[[Tensor, Tensor, float], Tensor]:
+def liger(name: str, **options: object) -> Callable[[Tensor, Tensor, float], Tensor]:
     """One of Liger-Kernel's losses of log-probabilities."""
-    try:
-        loss = getattr(importlib.import_module("liger_kernel.transformers"), name)(*arguments, **options)
-    except ImportError as error:
-        pytest.skip(f"Liger-Kernel cannot be imported ({error}): pip install 'pykd[peers]'")
+    loss = getattr(package("liger_kernel.transformers"), name)(**options)
 
     def of_logits(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         logs = (F.log_softmax(logits / temperature, 1) for logits in (student, teacher))
