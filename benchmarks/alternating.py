@@ -27,8 +27,11 @@ SMALL_NAMES = [
     "plain, compiled, CUDA graphs",
 ]
 MIDDLE_NAMES = ["pykd", "pykd autograd", "plain", "plain, compiled", "copy"]
-LARGE_NAMES = ["pykd", "by hand, compiled", "plain", "copy"]
 FLOATS = [torch.float32, torch.bfloat16]  # of the large cases; the small ones are float32
+# To compile takes longer than to measure: float32 stands for both.
+LARGE_NAMES = dict(
+    zip(FLOATS, (["pykd", "by hand, compiled", "plain", "copy"], ["pykd", "plain", "copy"]), strict=True)
+)
 ROUND, ROUNDS, WARMUP = 5e-3, 5, 3  # of a measurement on a GPU: seconds of a round, about; rounds measured, and before
 Shape = tuple[int, int]
 
@@ -186,7 +189,7 @@ def logit_cases(variants: Iterable[str]) -> list[tuple[tuple, Any, torch.dtype, 
     for variant in variants:
         cases += [(shape, variant, torch.float32, SMALL_NAMES) for shape in SMALL]
         cases += [(MIDDLE, variant, torch.float32, MIDDLE_NAMES)]
-        cases += [(shape, variant, dtype, LARGE_NAMES) for shape in LARGE for dtype in FLOATS]
+        cases += [(shape, variant, dtype, LARGE_NAMES[dtype]) for shape in LARGE for dtype in FLOATS]
     return cases
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from alternating import Call, bytes_of, compiled, measure_case, measure_on_gpu, prepared, runs_on_gpu
+from alternating import LARGE_NAMES, Call, bytes_of, compiled, measure_case, measure_on_gpu, prepared, runs_on_gpu
 from blocks import CASES, Groups, Variant, Weight, blocks, gpu_cases, runs, suffix
 from torch import Tensor
 
@@ -81,12 +81,7 @@ def test_block_norm(benchmark, shape, groups, norm, threads, name, block):
     measure_case(benchmark, call, "block_norm", case, threads, name, block, rounds, iterations)
 
 
-def on_large(norm: str, dtype: torch.dtype) -> list[str]:
-    """The compiler's work is one for all dtypes: float32 stands for them."""
-    return ["pykd", "plain", "copy", *(["by hand, compiled"] if dtype == torch.float32 else [])]
-
-
-GPU_CASES = gpu_cases(["pykd", "pykd autograd", "plain", "copy"], on_large)
+GPU_CASES = gpu_cases(["pykd", "pykd autograd", "plain", "copy"], lambda norm, dtype: LARGE_NAMES[dtype])
 
 
 @pytest.mark.gpu

@@ -11,7 +11,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from alternating import FLOATS, Call, bytes_of, compiled, in_turns, measure_case, measure_on_gpu, prepared, runs_on_gpu
+from alternating import (
+    FLOATS,
+    LARGE_NAMES,
+    Call,
+    bytes_of,
+    compiled,
+    in_turns,
+    measure_case,
+    measure_on_gpu,
+    prepared,
+    runs_on_gpu,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -89,7 +100,7 @@ def test_factor_loss(benchmark, shape, threads, name, block):
 
 
 GPU_CASES = [(shape, "", torch.float32, ["pykd", "pykd autograd", "plain", "plain, compiled"]) for shape in SHAPES]
-GPU_CASES += [(LARGE, "", dtype, ["pykd", "pykd autograd", "by hand, compiled", "plain", "copy"]) for dtype in FLOATS]
+GPU_CASES += [(LARGE, "", dtype, ["pykd autograd", *LARGE_NAMES[dtype]]) for dtype in FLOATS]
 
 
 @pytest.mark.gpu

@@ -44,7 +44,7 @@ GRAPHED = ["pykd", "plain"]
 SMALL_NAMES = ["pykd", "plain", "plain, compiled", *(f"{name}, CUDA graph" for name in GRAPHED)]
 SMALL_NAMES += ["plain, compiled, CUDA graphs"]
 GPU_CASES = [(shape, "noisy", torch.float32, SMALL_NAMES) for shape in SMALL]
-GPU_CASES += [(shape, "noisy", dtype, [*LARGE_NAMES, "pykd generator"]) for shape in LARGE for dtype in FLOATS]
+GPU_CASES += [(shape, "noisy", dtype, [*LARGE_NAMES[dtype], "pykd generator"]) for shape in LARGE for dtype in FLOATS]
 
 
 def implementations(case: Case, variant: str) -> dict[str, Callable[[], Call]]:

@@ -31,7 +31,7 @@ from pykd.ops import variational_kl, variational_kl_and_grad
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
 SHAPES = [(100, 300), (300, 784), (1024, 1024)]  # LeNet-300-100's layers, and a larger one
 GPU_CASES = [((1024, 1024), "", torch.float32, MIDDLE_NAMES)]
-GPU_CASES += [((10_000, 10_000), "", dtype, LARGE_NAMES) for dtype in FLOATS]  # well past the caches
+GPU_CASES += [((10_000, 10_000), "", dtype, LARGE_NAMES[dtype]) for dtype in FLOATS]  # well past the caches
 
 
 class Layer:
