@@ -20,18 +20,12 @@ SHAPES = [(128, 10), (128, 100), (256, 1000), (1024, 1000), (64, 32000)]
 # On a GPU: the batches of CIFAR, one of ImageNet, and 10^8 logits in rows of two lengths, well past its caches.
 SMALL, MIDDLE, LARGE = [(128, 10), (128, 100)], (1024, 1000), [(100_000, 1000), (3200, 32_000)]
 GRAPHED = ["pykd", "pykd autograd", "plain"]
-SMALL_NAMES = [
-    *GRAPHED,
-    "plain, compiled",
-    *(f"{name}, CUDA graph" for name in GRAPHED),
-    "plain, compiled, CUDA graphs",
-]
+SMALL_NAMES = [*GRAPHED, "plain, compiled", *(f"{name}, CUDA graph" for name in GRAPHED)]
+SMALL_NAMES += ["plain, compiled, CUDA graphs"]
 MIDDLE_NAMES = ["pykd", "pykd autograd", "plain", "plain, compiled", "copy"]
-FLOATS = [torch.float32, torch.bfloat16]  # of the large cases; the small ones are float32
 # To compile takes longer than to measure: float32 stands for both.
-LARGE_NAMES = dict(
-    zip(FLOATS, (["pykd", "by hand, compiled", "plain", "copy"], ["pykd", "plain", "copy"]), strict=True)
-)
+LARGE_NAMES = {torch.float32: ["pykd", "by hand, compiled", "plain", "copy"], torch.bfloat16: ["pykd", "plain", "copy"]}
+FLOATS = list(LARGE_NAMES)
 ROUND, ROUNDS, WARMUP = 5e-3, 5, 3  # of a measurement on a GPU: seconds of a round, about; rounds measured, and before
 Shape = tuple[int, int]
 

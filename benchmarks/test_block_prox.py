@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from alternating import Call, bytes_of, compiled, measure_case, measure_on_gpu, prepared, runs_on_gpu
+from alternating import LARGE_NAMES, Call, bytes_of, compiled, measure_case, measure_on_gpu, prepared, runs_on_gpu
 from blocks import CASES, Groups, Variant, Weight, blocks, gpu_cases, runs, suffix
 from torch import Tensor
 
@@ -136,11 +136,10 @@ def test_block_prox(benchmark, shape, groups, norm, threads, name, block):
 
 
 def on_large(norm: str, dtype: torch.dtype) -> list[str]:
-    """The compiler's work is one for all dtypes: float32 stands for them."""
-    names = ["pykd", "copy", *(["plain"] if norm == "l1_l2" else [])]
-    return (
-        [*names, {"l1_l2": "plain, compiled", "l1_linf": "by hand, compiled"}[norm]] if dtype.itemsize == 4 else names
-    )
+    """Without what sorts, and with the compiled form that a norm has."""
+    if norm == "l1_linf":
+        return [name for name in LARGE_NAMES[dtype] if name != "plain"]
+    return [name.replace("by hand", "plain") for name in LARGE_NAMES[dtype]]
 
 
 GPU_CASES = gpu_cases(["pykd", "by hand", "plain", "copy"], on_large)
