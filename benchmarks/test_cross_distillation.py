@@ -22,6 +22,8 @@ from alternating import Call, in_turns, measure_case
 from plain_steps import plain_steps
 from torch import Tensor, nn
 
+pytest.importorskip("pykd.training", reason="training needs pip install 'pykd[train]'")
+
 from pykd.methods import CrossDistillation, cross_distillation
 from pykd.models import build
 from pykd.pruning.layer import Exact, Steps

@@ -20,8 +20,7 @@ import pytest
 import torch
 from alternating import in_turns, measure_case
 
-pytest.importorskip("accelerate", reason="the recipes need pip install 'pykd[train]'")
-pytest.importorskip("pydantic", reason="the recipes need pip install 'pykd[train]'")
+pytest.importorskip("pykd.training", reason="training needs pip install 'pykd[train]'")
 
 import plain_ops
 from torch.utils._python_dispatch import TorchDispatchMode
