@@ -110,7 +110,7 @@ def begin(fit: Fit, step: int = 0) -> None:
 def measure(benchmark, recipe: str, device: str, title: str, name: str, block: int) -> None:
     fit = student(recipe, device, name)
     case = f"{recipe}, {fit._steps} steps of {min(fit._training.batch_size, fit._stage.train.rows)}"
-    rounds = max(1, min(5, 50 // fit._steps))
+    rounds = max(1, min(25, 50 // fit._steps))
     with replaced(name):
         measure_case(benchmark, fit._epoch, "epoch", case, 1, name, block, rounds, 1, lambda: begin(fit), 0, title)
 
