@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -25,7 +26,17 @@ class JSD(torch.nn.Module):
         super().__init__()
 
     def forward(self, log_q: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+        return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+class FusedLinearJSD(JSD):
+    """Likewise."""
+
+    def __init__(self, jsd_beta: float = 0.5, ignore_index: int = -100, temperature: float = 1.0) -> None:
+        super().__init__(jsd_beta)
+
+    def forward(self, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, other: torch.Tensor, labels=None):
+        return super().forward(F.log_softmax(F.linear(x, weight), 1), F.log_softmax(F.linear(y, other), 1))
 
 
 def prepared(implementations, shape, device, dtype, threads, variant, name, make=alternating.Case):
@@ -45,7 +56,7 @@ def pytest_configure() -> None:
     peaks = iter(range(1_000_000, 1_000_000_000, 1_000_000))
     torch.cuda.memory_allocated, torch.cuda.max_memory_allocated = lambda: 0, lambda: next(peaks)
     liger = types.ModuleType("liger_kernel.transformers")
-    liger.LigerKLDIVLoss, liger.LigerJSD = torch.nn.KLDivLoss, JSD
+    liger.LigerKLDIVLoss, liger.LigerJSD, liger.LigerFusedLinearJSD = torch.nn.KLDivLoss, JSD, FusedLinearJSD
     sys.modules["liger_kernel"], sys.modules["liger_kernel.transformers"] = types.ModuleType("liger_kernel"), liger
 
 
