@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from alternating import Shape, in_turns
+from alternating import FLOATS, Shape, in_turns
 from torch import Tensor
 
 Groups = str | tuple[int, int]
@@ -19,17 +19,15 @@ CASES: list[tuple[Shape, Groups, int]] = [
     ((3200, 3200), (4, 4), 1),
     ((1024, 1024), (4, 4), 2),
 ]
-GPU_CASES: list[tuple[Shape, Groups, int]] = [
-    (shape, groups, 1) for shape in ((1024, 1024), (9600, 9600)) for groups in ((4, 4), (16, 16), "in")
-]
+NORMS = ["l1_l2", "l1_linf"]
 
 
 class Weight:
     """One weight and its buffers; every implementation works on the same."""
 
     def __init__(self, rows: int, columns: int, device: str, dtype: torch.dtype) -> None:
-        generator = torch.Generator().manual_seed(rows + columns)
-        self.weight = (0.1 * torch.randn(rows, columns, generator=generator)).to(device, dtype)
+        generator = torch.Generator(device).manual_seed(rows + columns)
+        self.weight = (0.1 * torch.randn(rows, columns, generator=generator, device=device)).to(dtype)
         self.leaf = self.weight.clone().requires_grad_()
         self.result = torch.zeros_like(self.weight)
 
@@ -39,7 +37,7 @@ class Weight:
 
 def blocks(weight: Tensor, groups: Groups) -> Tensor:
     """``[grid rows, rows, grid columns, columns]``: a group in the second and the last dimension."""
-    rows, columns = (len(weight), 1) if groups == "in" else groups
+    rows, columns = {"in": (len(weight), 1), "out": (1, weight.shape[1])}.get(groups, groups)
     return weight.view(len(weight) // rows, rows, -1, columns)
 
 
@@ -52,8 +50,23 @@ def runs(implementations: Callable[[Weight, Variant], dict], cases: list[tuple[S
     """All parameters in the order of measurement."""
     order, smallest = [], Weight(16, 16, "cpu", torch.float32)
     for shape, groups, threads in cases:
-        for norm in ("l1_l2", "l1_linf"):
+        for norm in NORMS:
             label = f"{shape[0]}x{shape[1]}-{threads}T{suffix(groups, norm).replace(', ', '-')}"
             for block, name in in_turns(list(implementations(smallest, (groups, norm))), 3):
                 order.append(pytest.param(shape, groups, norm, threads, name, block, id=f"{label}-{name}-{block}"))
     return order
+
+
+def gpu_cases(layer: list[str], large: Callable[[str, torch.dtype], list[str]]) -> list:
+    """As ``alternating.runs_on_gpu`` has them: of a layer, and of a weight well past the caches.
+
+    ``layer`` names the implementations that are measured on the first, ``large`` those of a norm and a dtype on the
+    second.
+    """
+    cases = []
+    for norm in NORMS:
+        for groups in ("in", (16, 16)):
+            cases.append(((1024, 1024), (groups, norm), torch.float32, layer))
+        for groups in ("in", "out", (4, 4), (16, 16)):
+            cases += [((9984, 9984), (groups, norm), dtype, large(norm, dtype)) for dtype in FLOATS]
+    return cases

@@ -1,6 +1,7 @@
 """What each record of benchmarks/results says about the machine beside pytest-benchmark's own facts."""
 
 import os
+import subprocess
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
@@ -28,6 +29,27 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["isa"] = load().isa()
     machine_info["cuda"] = torch.version.cuda if cuda else None
     machine_info["gpu"] = torch.cuda.get_device_name() if cuda else None
+    if cuda:
+        card = torch.cuda.get_device_properties()
+        machine_info |= {"SMs": card.multi_processor_count, "L2": f"{card.L2_cache_size / 1e6:.0f} MB", **of_driver()}
+
+
+def of_driver() -> dict[str, str]:
+    """What nvidia-smi says about the card; nothing where it says nothing."""
+    fields = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit,temperature.gpu"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        driver, sm, max_sm, memory, max_memory, watts, celsius = said.splitlines()[0].split(", ")
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return {}
+    return {
+        "driver": driver,
+        "SM clock": f"{sm} of {max_sm} MHz",
+        "memory clock": f"{memory} of {max_memory} MHz",
+        "power limit": f"{watts} W",
+        "temperature": f"{celsius} C",
+    }
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from alternating import Call, compiled, measure_case, measure_on_gpu, prepared
-from blocks import CASES, GPU_CASES, Groups, Variant, Weight, blocks, runs, suffix
+from alternating import LARGE_NAMES, Call, bytes_of, compiled, measure_case, measure_on_gpu, prepared, runs_on_gpu
+from blocks import CASES, Groups, Variant, Weight, blocks, gpu_cases, runs, suffix
 from torch import Tensor
 
 from pykd.ops import block_norm, block_norm_and_grad
@@ -81,8 +81,12 @@ def test_block_norm(benchmark, shape, groups, norm, threads, name, block):
     measure_case(benchmark, call, "block_norm", case, threads, name, block, rounds, iterations)
 
 
+GPU_CASES = gpu_cases(["pykd", "pykd autograd", "plain", "copy"], lambda norm, dtype: LARGE_NAMES[dtype])
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape, groups, norm, threads, name, block", runs(implementations, GPU_CASES))
-def test_block_norm_on_gpu(benchmark, shape, groups, norm, threads, name, block):
-    call = prepared(implementations, shape, "cuda", torch.float32, threads, (groups, norm), name, Weight)
-    measure_on_gpu(benchmark, call, "block_norm", shape, suffix(groups, norm), torch.float32, name, block)
+@pytest.mark.parametrize("shape, variant, dtype, name, block", runs_on_gpu(GPU_CASES))
+def test_block_norm_on_gpu(benchmark, shape, variant, dtype, name, block):
+    call = prepared(implementations, shape, "cuda", dtype, 1, variant, name, Weight)
+    moved = bytes_of(shape, dtype, 2)
+    measure_on_gpu(benchmark, call, "block_norm", shape, suffix(*variant), dtype, name, block, bytes=moved)

@@ -22,6 +22,8 @@ from alternating import Call, in_turns, measure_case
 from plain_steps import plain_steps
 from torch import Tensor, nn
 
+pytest.importorskip("pykd.training", reason="training needs pip install 'pykd[train]'")
+
 from pykd.methods import CrossDistillation, cross_distillation
 from pykd.models import build
 from pykd.pruning.layer import Exact, Steps
@@ -99,7 +101,7 @@ def measured(benchmark, call: Call, case: str, threads: int, name: str, block: i
         benchmark.extra_info["calls"] = STEPS[name] / 3000
 
 
-@pytest.mark.parametrize("block, name", list(in_turns(NAMES, 3)))
+@pytest.mark.parametrize("block, name", in_turns(NAMES, 3))
 @pytest.mark.parametrize("which", LAYERS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_layer(benchmark, which, threads, name, block):
@@ -109,7 +111,7 @@ def test_layer(benchmark, which, threads, name, block):
     measured(benchmark, lambda: of_layer(LAYERS[which], name), case, threads, name, block)
 
 
-@pytest.mark.parametrize("block, name", list(in_turns(NAMES, 2)))
+@pytest.mark.parametrize("block, name", in_turns(NAMES, 2))
 @pytest.mark.parametrize("threads", [1, 2])
 def test_network(benchmark, threads, name, block):
     torch.set_num_threads(threads)

@@ -14,19 +14,26 @@ import torch
 import torch.nn.functional as F
 from alternating import (
     ALPHA,
-    GPU_SHAPES,
+    GRAPHED,
+    MIDDLE,
+    MIDDLE_NAMES,
     SHAPES,
     SIGMA,
     Call,
     Case,
     autograd,
+    bytes_of,
     compiled,
+    compiled_into_graphs,
+    graphed,
+    logit_cases,
     measure,
     measure_on_gpu,
     noisy_plain,
     noisy_to_compile,
     prepared,
     runs,
+    runs_on_gpu,
 )
 from torch import Tensor
 
@@ -35,7 +42,7 @@ from pykd.ops import distillation_loss, distillation_loss_and_grad
 T, WEIGHT = 4.0, 0.1
 SUFFIX = {"noisy": "", "clean": ", no noise", "hard": ", no noise, hard labels"}
 VARIANTS = {"noisy": SHAPES, "clean": SHAPES, "hard": [(128, 100), (1024, 1000)]}
-GPU_CASES = [("noisy", s) for s in GPU_SHAPES] + [(v, s) for v in ("clean", "hard") for s in GPU_SHAPES[1::3]]
+GPU_CASES = [*logit_cases(["noisy", "clean"]), (MIDDLE, "hard", torch.float32, MIDDLE_NAMES)]
 
 # ---- the peers -------------------------------------------------------------------------------------------------------
 
@@ -133,6 +140,13 @@ def implementations(case: Case, variant: str) -> dict[str, Callable[[], Call]]:
     }
 
 
+def implementations_on_gpu(case: Case, variant: str) -> dict[str, Callable[[], Call]]:
+    calls = implementations(case, variant)
+    inputs = case.teacher, case.target, variant
+    calls["plain, compiled, CUDA graphs"] = lambda: autograd(compiled_into_graphs(plain), case, *inputs)
+    return calls | graphed({name: calls[name] for name in GRAPHED})
+
+
 # ---- the runs --------------------------------------------------------------------------------------------------------
 
 
@@ -144,12 +158,7 @@ def test_distillation_loss(benchmark, shape, threads, variant, name, block):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("block", range(3))
-@pytest.mark.parametrize(
-    "name", ["pykd", "pykd autograd", "by hand", "by hand, compiled", "plain", "plain, compiled", "copy"]
-)
-@pytest.mark.parametrize("variant, shape", GPU_CASES, ids=str)
-def test_distillation_loss_on_gpu(benchmark, shape, variant, name, block, dtype):
-    call = prepared(implementations, shape, "cuda", dtype, 1, variant, name)
-    measure_on_gpu(benchmark, call, "distillation_loss", shape, SUFFIX[variant], dtype, name, block)
+@pytest.mark.parametrize("shape, variant, dtype, name, block", runs_on_gpu(GPU_CASES))
+def test_distillation_loss_on_gpu(benchmark, shape, variant, dtype, name, block):
+    call, moved = prepared(implementations_on_gpu, shape, "cuda", dtype, 1, variant, name), bytes_of(shape, dtype, 3)
+    measure_on_gpu(benchmark, call, "distillation_loss", shape, SUFFIX[variant], dtype, name, block, bytes=moved)

@@ -11,7 +11,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from alternating import Call, compiled, in_turns, measure_case, measure_on_gpu, prepared
+from alternating import (
+    FLOATS,
+    LARGE_NAMES,
+    Call,
+    bytes_of,
+    compiled,
+    in_turns,
+    measure_case,
+    measure_on_gpu,
+    prepared,
+    runs_on_gpu,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,7 +30,7 @@ from pykd.ops import factor_loss, factor_loss_and_grad
 
 # rows, channels, height, width: CIFAR's ResNets with a paraphrase rate of 1/2, ImageNet's
 SHAPES = [(128, 32, 8, 8), (32, 256, 7, 7)]
-GPU_SHAPES = [*SHAPES, (8192, 256, 7, 7)]  # the last one beyond the caches: memory's speed
+LARGE = (8192, 256, 7, 7)  # well past a GPU's caches
 
 
 class Factors:
@@ -27,8 +38,10 @@ class Factors:
 
     def __init__(self, *arguments: object) -> None:
         *shape, device, dtype = arguments
-        generator = torch.Generator().manual_seed(sum(shape))
-        self.student, self.teacher = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(2))
+        generator = torch.Generator(device).manual_seed(sum(shape))
+        self.student, self.teacher = (
+            torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(2)
+        )
         self.leaf = self.student.clone().requires_grad_()
         self.grad = torch.empty_like(self.student)
 
@@ -86,11 +99,13 @@ def test_factor_loss(benchmark, shape, threads, name, block):
     measure_case(benchmark, call, "factor_loss", str(list(shape)), threads, name, block, 9, 5)
 
 
+GPU_CASES = [(shape, "", torch.float32, ["pykd", "pykd autograd", "plain", "plain, compiled"]) for shape in SHAPES]
+GPU_CASES += [(LARGE, "", dtype, ["pykd autograd", *LARGE_NAMES[dtype]]) for dtype in FLOATS]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
-@pytest.mark.parametrize("block, name", in_turns(NAMES, 3))
-def test_factor_loss_on_gpu(benchmark, shape, name, block, dtype):
-    call = prepared(implementations, shape, "cuda", dtype, 1, "", name, Factors)
-    rows = (shape[0], shape[1] * shape[2] * shape[3])
-    measure_on_gpu(benchmark, call, "factor_loss", rows, "", dtype, name, block)
+@pytest.mark.parametrize("shape, variant, dtype, name, block", runs_on_gpu(GPU_CASES))
+def test_factor_loss_on_gpu(benchmark, shape, variant, dtype, name, block):
+    call = prepared(implementations, shape, "cuda", dtype, 1, variant, name, Factors)
+    moved = bytes_of(shape, dtype, 4 if name == "pykd" else 3)
+    measure_on_gpu(benchmark, call, "factor_loss", shape, "", dtype, name, block, bytes=moved)

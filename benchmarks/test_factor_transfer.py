@@ -13,6 +13,8 @@ from alternating import Call, in_turns, measure_case, prepared
 from test_factor_loss import plain as plain_factor_loss
 from torch.nn import functional as F
 
+pytest.importorskip("pykd.training", reason="training needs pip install 'pykd[train]'")
+
 from pykd.methods import FactorTransfer, factor_transfer
 from pykd.models import build
 from pykd.training import Batch, FrozenTeacher

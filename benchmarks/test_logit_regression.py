@@ -13,23 +13,30 @@ import pytest
 import torch
 from alternating import (
     ALPHA,
-    GPU_SHAPES,
+    GRAPHED,
     SHAPES,
     SIGMA,
     Call,
     Case,
     autograd,
+    bytes_of,
     compiled,
+    compiled_into_graphs,
+    graphed,
+    logit_cases,
     measure,
     measure_on_gpu,
     noisy_plain,
     noisy_to_compile,
     prepared,
     runs,
+    runs_on_gpu,
 )
 from torch import Tensor
 
 from pykd.ops import logit_regression, logit_regression_and_grad
+
+SUFFIX = {"noisy": "", "clean": ", no noise"}
 
 # ---- the peers -------------------------------------------------------------------------------------------------------
 
@@ -77,6 +84,13 @@ def implementations(case: Case, variant: str) -> dict[str, Callable[[], Call]]:
         calls["plain, compiled, fallback_random"] = lambda: autograd(compiled(plain, True), case, case.teacher, noisy)
         calls["empty op"] = lambda: empty_op(case)
     return calls
+
+
+def implementations_on_gpu(case: Case, variant: str) -> dict[str, Callable[[], Call]]:
+    calls = implementations(case, variant)
+    inputs = case.teacher, variant == "noisy"
+    calls["plain, compiled, CUDA graphs"] = lambda: autograd(compiled_into_graphs(plain), case, *inputs)
+    return calls | graphed({name: calls[name] for name in GRAPHED})
 
 
 # ---- the floor of autograd -------------------------------------------------------------------------------------------
@@ -140,17 +154,11 @@ def empty_op(case: Case) -> Call:
 def test_logit_regression(benchmark, shape, threads, variant, name, block):
     torch.set_num_threads(threads)
     call = prepared(implementations, shape, "cpu", torch.float32, threads, variant, name)
-    suffix = "" if variant == "noisy" else ", no noise"
-    measure(benchmark, call, "logit_regression", shape, suffix, threads, name, block)
+    measure(benchmark, call, "logit_regression", shape, SUFFIX[variant], threads, name, block)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("block", range(3))
-@pytest.mark.parametrize(
-    "name", ["pykd", "pykd autograd", "by hand", "by hand, compiled", "plain", "plain, compiled", "copy"]
-)
-@pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
-def test_logit_regression_on_gpu(benchmark, shape, name, block, dtype):
-    call = prepared(implementations, shape, "cuda", dtype, 1, "noisy", name)
-    measure_on_gpu(benchmark, call, "logit_regression", shape, "", dtype, name, block)
+@pytest.mark.parametrize("shape, variant, dtype, name, block", runs_on_gpu(logit_cases(SUFFIX)))
+def test_logit_regression_on_gpu(benchmark, shape, variant, dtype, name, block):
+    call, moved = prepared(implementations_on_gpu, shape, "cuda", dtype, 1, variant, name), bytes_of(shape, dtype, 3)
+    measure_on_gpu(benchmark, call, "logit_regression", shape, SUFFIX[variant], dtype, name, block, bytes=moved)

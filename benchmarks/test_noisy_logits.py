@@ -9,29 +9,42 @@ away from call to call.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from alternating import (
     ALPHA,
-    GPU_SHAPES,
+    FLOATS,
+    LARGE,
+    LARGE_NAMES,
     SHAPES,
     SIGMA,
+    SMALL,
     Call,
     Case,
     Shape,
+    bytes_of,
     compiled,
+    compiled_into_graphs,
+    graphed,
     measure,
     measure_on_gpu,
     noisy_plain,
     noisy_to_compile,
     prepared,
     runs,
+    runs_on_gpu,
 )
 
 from pykd.ops import noisy_logits
 
 GENERATED = {"cpu": 128 * 1024, "cuda": 4096 * 1024}  # logits of one call of the generator
+GRAPHED = ["pykd", "plain"]
+SMALL_NAMES = ["pykd", "plain", "plain, compiled", *(f"{name}, CUDA graph" for name in GRAPHED)]
+SMALL_NAMES += ["plain, compiled, CUDA graphs"]
+GPU_CASES = [(shape, "noisy", torch.float32, SMALL_NAMES) for shape in SMALL]
+GPU_CASES += [(shape, "noisy", dtype, [*LARGE_NAMES[dtype], "pykd generator"]) for shape in LARGE for dtype in FLOATS]
 
 
 def implementations(case: Case, variant: str) -> dict[str, Callable[[], Call]]:
@@ -56,6 +69,13 @@ def implementations(case: Case, variant: str) -> dict[str, Callable[[], Call]]:
     }
 
 
+def implementations_on_gpu(case: Case, variant: str) -> dict[str, Callable[[], Call]]:
+    calls = implementations(case, variant)
+    calls["plain, compiled"] = lambda: partial(compiled(noisy_plain, False), case.teacher)
+    calls["plain, compiled, CUDA graphs"] = lambda: partial(compiled_into_graphs(noisy_plain), case.teacher)
+    return calls | graphed({name: calls[name] for name in GRAPHED})
+
+
 def scale_generator(benchmark, shape: Shape, device: str, name: str) -> None:
     """From the generator's call to the perturbed logits of the case."""
     if name == "pykd generator":
@@ -72,11 +92,8 @@ def test_noisy_logits(benchmark, shape, threads, variant, name, block):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("block", range(3))
-@pytest.mark.parametrize("name", ["pykd", "by hand", "by hand, compiled", "plain", "copy", "pykd generator"])
-@pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
-def test_noisy_logits_on_gpu(benchmark, shape, name, block, dtype):
-    call = prepared(implementations, shape, "cuda", dtype, 1, "noisy", name)
-    measure_on_gpu(benchmark, call, "noisy_logits", shape, "", dtype, name, block)
+@pytest.mark.parametrize("shape, variant, dtype, name, block", runs_on_gpu(GPU_CASES))
+def test_noisy_logits_on_gpu(benchmark, shape, variant, dtype, name, block):
+    call, moved = prepared(implementations_on_gpu, shape, "cuda", dtype, 1, variant, name), bytes_of(shape, dtype, 2)
+    measure_on_gpu(benchmark, call, "noisy_logits", shape, "", dtype, name, block, bytes=moved)
     scale_generator(benchmark, shape, "cuda", name)

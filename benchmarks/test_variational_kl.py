@@ -10,7 +10,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from alternating import Call, compiled, in_turns, measure_case, measure_on_gpu, prepared
+from alternating import (
+    FLOATS,
+    LARGE_NAMES,
+    MIDDLE_NAMES,
+    Call,
+    bytes_of,
+    compiled,
+    in_turns,
+    measure_case,
+    measure_on_gpu,
+    prepared,
+    runs_on_gpu,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,15 +30,16 @@ from pykd.ops import variational_kl, variational_kl_and_grad
 
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
 SHAPES = [(100, 300), (300, 784), (1024, 1024)]  # LeNet-300-100's layers, and a larger one
-GPU_SHAPES = [(1024, 1024), (10_000, 10_000)]
+GPU_CASES = [((1024, 1024), "", torch.float32, MIDDLE_NAMES)]
+GPU_CASES += [((10_000, 10_000), "", dtype, LARGE_NAMES[dtype]) for dtype in FLOATS]  # well past the caches
 
 
 class Layer:
     """One layer's weights and buffers, with log alpha on both sides of 0."""
 
     def __init__(self, rows: int, columns: int, device: str, dtype: torch.dtype) -> None:
-        generator = torch.Generator().manual_seed(rows + columns)
-        theta, log_sigma2 = (torch.randn(rows, columns, generator=generator).to(device, dtype) for _ in range(2))
+        generator = torch.Generator(device).manual_seed(rows + columns)
+        theta, log_sigma2 = (torch.randn(rows, columns, generator=generator, device=device).to(dtype) for _ in range(2))
         self.weights = theta * 0.1, log_sigma2 * 3 - 4
         self.leaves = [weight.clone().requires_grad_() for weight in self.weights]
         self.grads = torch.empty_like(theta), torch.empty_like(theta)
@@ -83,9 +96,7 @@ def test_variational_kl(benchmark, shape, threads, name, block):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
-@pytest.mark.parametrize("block, name", in_turns(NAMES, 3))
-def test_variational_kl_on_gpu(benchmark, shape, name, block, dtype):
-    call = prepared(implementations, shape, "cuda", dtype, 1, "", name, Layer)
-    measure_on_gpu(benchmark, call, "variational_kl", shape, "", dtype, name, block)
+@pytest.mark.parametrize("shape, variant, dtype, name, block", runs_on_gpu(GPU_CASES))
+def test_variational_kl_on_gpu(benchmark, shape, variant, dtype, name, block):
+    call, moved = prepared(implementations, shape, "cuda", dtype, 1, variant, name, Layer), bytes_of(shape, dtype, 4)
+    measure_on_gpu(benchmark, call, "variational_kl", shape, "", dtype, name, block, bytes=moved)

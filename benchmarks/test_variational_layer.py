@@ -10,17 +10,21 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from alternating import Call, compiled, in_turns, measure_case, prepared
+from alternating import FLOATS, Call, compiled, in_turns, measure_case, measure_on_gpu, prepared, runs_on_gpu
 from test_variational_kl import plain as plain_kl
 from torch import Tensor
 from torch.nn import functional as F
 
 from pykd.ops import variational_conv2d, variational_kl_and_grad, variational_linear
 
+OP = "variational_layer and variational_kl"
 SCALE = 1e-5  # of the divergence: one over the training samples
 # batch, in, out; batch, in, out, height and width, with kernels of 3x3
 CASES = [(64, 300, 100), (64, 784, 300), (256, 784, 300), (64, 1024, 1024), (256, 1024, 1024)]
 CASES += [(16, 64, 64, 32), (16, 512, 512, 4)]
+GPU_NAMES = ["pykd", "plain", "plain, compiled", "six products"]
+GPU_CASES = [((256, 1024, 1024), "", torch.float32, GPU_NAMES), ((128, 64, 64, 32), "", torch.float32, GPU_NAMES)]
+GPU_CASES += [((4096, 4096, 4096), "", dtype, GPU_NAMES) for dtype in FLOATS]
 
 
 class Step:
@@ -30,10 +34,10 @@ class Step:
         *sides, device, dtype = rest
         self.convolution = bool(sides)
         size, kernel = sides * 2, [3, 3] if sides else []
-        generator = torch.Generator().manual_seed(batch + inputs)
+        generator = torch.Generator(device).manual_seed(batch + inputs)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator).to(device, dtype)
+            return torch.randn(*shape, generator=generator, device=device).to(dtype)
 
         x, theta, log_sigma2 = normal(batch, inputs, *size), normal(outputs, inputs, *kernel), normal(1)
         self.tensors = x, theta * 0.05, log_sigma2 * torch.ones_like(theta) - 8, normal(outputs)
@@ -108,4 +112,12 @@ def test_variational_layer(benchmark, shape, name, block):
     case = f"{inputs} -> {outputs}, batch {batch}" + (f", 3x3 at {side[0]}x{side[0]}" if side else "")
     work = batch * inputs * outputs * (9 * side[0] ** 2 if side else 1)
     rounds, iterations = (2, 1) if side else (7, max(1, 20_000_000 // work))
-    measure_case(benchmark, call, "variational_layer and variational_kl", case, 1, name, block, rounds, iterations)
+    measure_case(benchmark, call, OP, case, 1, name, block, rounds, iterations)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape, variant, dtype, name, block", runs_on_gpu(GPU_CASES))
+def test_variational_layer_on_gpu(benchmark, shape, variant, dtype, name, block):
+    call = prepared(implementations, shape, "cuda", dtype, 1, variant, name, Step)
+    suffix = " (batch, in, out)" if len(shape) == 3 else " (batch, in, out, side; 3x3)"
+    measure_on_gpu(benchmark, call, OP, shape, suffix, dtype, name, block)

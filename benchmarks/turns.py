@@ -1,15 +1,13 @@
 """The order of measurement and one measurement, for benchmarks with torch and for those without."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 Call = Callable[[], object]
 
 
-def in_turns(names: list[str], blocks: int) -> Iterator[tuple[int, str]]:
+def in_turns(names: list[str], blocks: int) -> list[tuple[int, str]]:
     """Each name once a block, and each block beginning with another."""
-    for block in range(blocks):
-        for i in range(len(names)):
-            yield block, names[(block + i) % len(names)]
+    return [(block, names[(block + i) % len(names)]) for block in range(blocks) for i in range(len(names))]
 
 
 def measure_case(
