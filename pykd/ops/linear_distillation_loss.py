@@ -80,8 +80,9 @@ def linear_distillation_loss(
     Gradients:
         First order in ``student_hidden`` and ``student_weight``, only those that are asked for; a second derivative
         raises. Of a scalar loss they are made beside it, and the first backward pass multiplies them, in place, by what
-        arrives from above, which bfloat16 rounds once more; another one through the same graph computes them anew. For ``reduction="none"``, and of
-        float16, whose small values need the loss's scale from the start, they are made in the backward pass.
+        arrives from above, which bfloat16 rounds once more; another one through the same graph computes them anew. For
+        ``reduction="none"``, and of float16, whose small values need the loss's scale from the start, they are made in
+        the backward pass.
 
     Cost:
         Four matrix products of ``2 * rows * classes * features`` operations (the teacher's with its own features), as
