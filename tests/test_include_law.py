@@ -41,6 +41,7 @@ LAW = [
     ("runtime/*_cuda_test.cpp", [STD, CORE, RUNTIME, r'"emulation/cuda_runtime\.h"']),
     ("runtime/*", [STD, CORE, DOOR, RUNTIME, POSIX]),
     ("torch/module.cpp", [STD, CORE, TORCH, r'"torch/(ops/)?\w+\.h"', BINDINGS]),
+    ("torch/ops/linear_distillation_loss*", [STD, TORCH, r'"torch/(ops/distillation_loss|ops/{op}|cuda_call)\.h"']),
     ("torch/ops/*", [STD, CORE, TORCH, r'"torch/\w+\.h"', r'"torch/ops/{op}\.h"', r'"kernels/{op}/{op}\.h"']),
     ("torch/*", [STD, CORE, TORCH, r'"torch/\w+\.h"', r'"kernels/planes/planes\.h"']),
 ]

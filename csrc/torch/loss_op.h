@@ -61,6 +61,10 @@ inline at::ScalarType loss_dtype(const at::Tensor& logits) {
 inline bool is_reduced(int64_t reduction) { return reduction != static_cast<int64_t>(Reduction::kNone); }
 inline bool is_batchmean(int64_t reduction) { return reduction == static_cast<int64_t>(Reduction::kBatchmean); }
 
+inline void check_reduction(const char* op, int64_t reduction) {
+  PYKD_CHECK(reduction >= 0 && reduction <= 2, op, ": reduction must be 0, 1 or 2, got ", reduction);
+}
+
 inline void check_logits(const char* op, const at::Tensor& student, const at::Tensor& teacher, int64_t reduction) {
   PYKD_CHECK(student.dim() == 2, op, ": student must be [rows, classes], got ", student.sym_sizes());
   PYKD_CHECK(student.sym_size(1) >= 1, op, ": student must have at least one class, got ", student.sym_sizes());
@@ -72,7 +76,7 @@ inline void check_logits(const char* op, const at::Tensor& student, const at::Te
   PYKD_CHECK_TYPE((student_dtype == DType::kFloat64) == (teacher_dtype == DType::kFloat64), op,
                   ": student and teacher must both be float64 or neither, got ", student.scalar_type(), " and ",
                   teacher.scalar_type());
-  PYKD_CHECK(reduction >= 0 && reduction <= 2, op, ": reduction must be 0, 1 or 2, got ", reduction);
+  check_reduction(op, reduction);
 }
 
 inline void check_grad_loss(const char* op, const at::Tensor& grad_loss, const at::Tensor& student, int64_t reduction) {
@@ -121,13 +125,12 @@ struct LossCall {
 };
 
 // Rows on torch's threads, which are worth their start from about 16 us of work on: logits_per_task.
-template <typename Op, typename Rows>
-void run_rows_cpu(const LossCall<Op>& call, int64_t logits_per_task, double loss_scale, const Rows& run) {
-  auto args = call.args;
+template <typename Kernel, typename Rows>
+void run_rows_cpu(Kernel args, int64_t logits_per_task, double loss_scale, const Rows& run) {
   double row_losses[256];  // a small batch's, which no allocation should delay
   at::Tensor more;
   if (args.loss) {
-    if (args.rows > 256) more = at::empty({args.rows}, call.inputs.student.options().dtype(at::kDouble));
+    if (args.rows > 256) more = at::empty({args.rows}, at::kDouble);
     args.row_loss = more.defined() ? more.mutable_data_ptr() : row_losses;
   }
   const int64_t rows_per_task = std::max<int64_t>(1, logits_per_task / args.classes);

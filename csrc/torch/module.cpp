@@ -10,6 +10,7 @@
 #include "torch/ops/block_prox.h"
 #include "torch/ops/distillation_loss.h"
 #include "torch/ops/factor_loss.h"
+#include "torch/ops/linear_distillation_loss.h"
 #include "torch/ops/logit_regression.h"
 #include "torch/ops/noisy_logits.h"
 #include "torch/ops/sparse_conv2d.h"
@@ -63,6 +64,9 @@ PYBIND11_MODULE(_C, m) {
   define_loss<pykd::glue::DistillationLossOp>(m);
   m.def("factor_loss", wrap_pybind_function_no_gil(pykd::glue::factor_loss));
   m.def("factor_loss_and_grad", wrap_pybind_function_no_gil(pykd::glue::factor_loss_and_grad));
+  m.def("linear_distillation_loss", wrap_pybind_function_no_gil(pykd::glue::LinearDistillationLossOp::eager));
+  m.def("linear_distillation_loss_and_grad",
+        wrap_pybind_function_no_gil(pykd::glue::LinearDistillationLossOp::eager_and_grad));
   define_loss<pykd::glue::LogitRegressionOp>(m);
   m.def("noisy_logits", wrap_pybind_function_no_gil(pykd::glue::noisy_logits));
   m.def("noisy_logits_out", wrap_pybind_function_no_gil(pykd::glue::noisy_logits_out));

@@ -8,6 +8,7 @@ from pykd.ops.block_norm import block_norm, block_norm_and_grad, block_norms  # 
 from pykd.ops.block_prox import block_prox_  # noqa: E402
 from pykd.ops.distillation_loss import distillation_loss, distillation_loss_and_grad  # noqa: E402
 from pykd.ops.factor_loss import factor_loss, factor_loss_and_grad  # noqa: E402
+from pykd.ops.linear_distillation_loss import linear_distillation_loss, linear_distillation_loss_and_grad  # noqa: E402
 from pykd.ops.logit_regression import logit_regression, logit_regression_and_grad  # noqa: E402
 from pykd.ops.noisy_logits import noisy_logits  # noqa: E402
 from pykd.ops.sparse_conv2d import sparse_conv2d  # noqa: E402
@@ -24,6 +25,8 @@ __all__ = [
     "distillation_loss_and_grad",
     "factor_loss",
     "factor_loss_and_grad",
+    "linear_distillation_loss",
+    "linear_distillation_loss_and_grad",
     "logit_regression",
     "logit_regression_and_grad",
     "noisy_logits",

@@ -4,6 +4,7 @@ from pykd.reference.block_norm import block_norm, block_norm_and_grad, block_nor
 from pykd.reference.block_prox import block_prox_
 from pykd.reference.distillation_loss import distillation_loss, distillation_loss_and_grad
 from pykd.reference.factor_loss import factor_loss, factor_loss_and_grad
+from pykd.reference.linear_distillation_loss import linear_distillation_loss, linear_distillation_loss_and_grad
 from pykd.reference.logit_regression import logit_regression, logit_regression_and_grad
 from pykd.reference.noisy_logits import noisy_logits
 from pykd.reference.sparse_conv2d import sparse_conv2d
@@ -20,6 +21,8 @@ __all__ = [
     "distillation_loss_and_grad",
     "factor_loss",
     "factor_loss_and_grad",
+    "linear_distillation_loss",
+    "linear_distillation_loss_and_grad",
     "logit_regression",
     "logit_regression_and_grad",
     "noisy_logits",

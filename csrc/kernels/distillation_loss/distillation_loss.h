@@ -9,7 +9,8 @@
 //   row_loss[r] = soft_scale (1 - hard_weight) T^2 KL[r] + hard_scale hard_weight CE[r]
 //   loss        = sum_r row_loss[r]
 //
-// soft_scale and hard_scale are 1, or with `batchmean` 1 / rows and 1 / (targets that are not ignored), or 0 for none.
+// soft_scale and hard_scale are 1, or with `batchmean` 1 / rows and 1 / (targets that are not ignored), or 0 for none;
+// these are the rows and targets of the whole batch, where only a part of its logits is at hand.
 // Each grad_student[r,.] is grad_loss[r] times the derivative of row_loss[r]. Logits are read from memory once; outputs
 // that are null are not computed. A class where p is 0 (a teacher's logit of -inf) adds 0 to the forward KL. Where
 // hard_weight is 1 the teacher is not read, where it is 0 the target is not.
@@ -45,15 +46,19 @@ struct DistillationLoss {
   bool batchmean;
   bool accumulate;  // add to grad_student instead of overwriting it
   Noise noise;
+
+  // Rows of the same batch before and after these. Only their targets are read, which lie around these rows' own.
+  int64_t rows_before = 0;
+  int64_t rows_after = 0;
 };
 
-// The targets that are not ignored; `wrong` is the first row whose target is neither ignored nor in [0, classes), or
-// -1. With hard_weight 0 none is read.
+// The targets of these rows that are not ignored; `wrong` is the first row whose target is neither ignored nor in
+// [0, classes), or -1. With hard_weight 0 none is read.
 int64_t distillation_loss_targets_cpu(const DistillationLoss& args, int64_t& wrong);
 
-// Single-threaded over [row_begin, row_end): the caller owns the threads, has counted the targets, all of which are
-// right, and lends each call a workspace aligned to 64 bytes, or null where workspace_bytes says 0. Writes all but
-// loss, which total_cpu makes of row_loss.
+// Single-threaded over [row_begin, row_end): the caller owns the threads, has counted the batch's targets, all of
+// which are right, and lends each call a workspace aligned to 64 bytes, or null where workspace_bytes says 0. Writes
+// all but loss, which total_cpu makes of row_loss.
 void distillation_loss_cpu(const DistillationLoss& args, int64_t targets, void* workspace, int64_t row_begin,
                            int64_t row_end);
 int64_t distillation_loss_workspace_bytes_cpu(const DistillationLoss& args);

@@ -37,8 +37,8 @@ struct Plan : RowPlan {
       threads = least_threads();
       groups = (a.rows + rows_of_block() - 1) / rows_of_block();
     }
-    if (!a.batchmean || a.hard_weight == 0 || a.rows <= kRowsCounted) return;
-    const int64_t wanted = (a.rows + kRowsOfCount - 1) / kRowsOfCount;
+    if (!a.batchmean || a.hard_weight == 0 || batch_rows(a) <= kRowsCounted) return;
+    const int64_t wanted = (batch_rows(a) + kRowsOfCount - 1) / kRowsOfCount;
     counts = static_cast<unsigned>(wanted < kMostCounts ? wanted : kMostCounts);
   }
 
@@ -310,8 +310,9 @@ __device__ double count(const DistillationLoss& a, int64_t row_begin, int64_t ro
 
 __global__ void __launch_bounds__(kThreadsAlone) count_targets(DistillationLoss a, double* counts) {
   __shared__ double shared[1][kMostWarps];
-  const int64_t rows = (a.rows + gridDim.x - 1) / gridDim.x, begin = blockIdx.x * rows;
-  const double counted = count(a, begin, begin + rows < a.rows ? begin + rows : a.rows);
+  const int64_t rows = (batch_rows(a) + gridDim.x - 1) / gridDim.x, all = a.rows + a.rows_after;
+  const int64_t begin = blockIdx.x * rows - a.rows_before;
+  const double counted = count(a, begin, begin + rows < all ? begin + rows : all);
   const double total = sum_over(kThreadsAlone, counted, shared);
   if (threadIdx.x == 0) counts[blockIdx.x] = total;
 }
@@ -322,7 +323,7 @@ __device__ T hard_scale(const DistillationLoss& a, const Plan& plan, const doubl
                         double (*shared)[kMostWarps]) {
   const T weight = static_cast<T>(a.hard_weight);
   if (a.hard_weight == 0 || !a.batchmean) return weight;
-  double counted = plan.counts == 0 ? count(a, 0, a.rows) : 0;
+  double counted = plan.counts == 0 ? count(a, -a.rows_before, a.rows + a.rows_after) : 0;
   for (unsigned i = threadIdx.x; i < plan.counts; i += blockDim.x) counted += counts[i];
   const T targets = static_cast<T>(sum_over(plan.threads, counted, shared));
   return targets > 0 ? weight / targets : T(0);

@@ -102,11 +102,13 @@ PYKD_HD V gradient(const Slopes<S>& slopes, V exp_b, V other, V hard) {
   return g;
 }
 
+PYKD_HD int64_t batch_rows(const DistillationLoss& a) { return a.rows_before + a.rows + a.rows_after; }
+
 // What all rows share.
 template <typename T>
 struct Weights {
   explicit Weights(const DistillationLoss& a)
-      : Weights(a, (1 - a.hard_weight) * a.temperature / (a.batchmean ? static_cast<double>(a.rows) : 1)) {}
+      : Weights(a, (1 - a.hard_weight) * a.temperature / (a.batchmean ? static_cast<double>(batch_rows(a)) : 1)) {}
 
   bool soft, hard;  // whether the teacher, whether the target counts
   T soft_scale;     // of a row's KL

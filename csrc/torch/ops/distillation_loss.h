@@ -34,21 +34,26 @@ struct DistillationLossOp {
   }
 
   static void check(const LossInputs& inputs, const Settings& s) {
+    check_logits(kName, inputs.student, inputs.teacher, s.reduction);
+    check_options(kName, inputs, s);
+  }
+
+  // Of the student only its rows and its device are looked at.
+  static void check_options(const char* op, const LossInputs& inputs, const Settings& s) {
     const at::Tensor& student = inputs.student;
-    check_logits(kName, student, inputs.teacher, s.reduction);
-    PYKD_CHECK(s.temperature > 0 && std::isfinite(s.temperature), kName, ": temperature must be finite and > 0, got ",
+    PYKD_CHECK(s.temperature > 0 && std::isfinite(s.temperature), op, ": temperature must be finite and > 0, got ",
                s.temperature);
-    PYKD_CHECK(s.hard_weight >= 0 && s.hard_weight <= 1, kName, ": hard_weight must be in [0, 1], got ", s.hard_weight);
-    PYKD_CHECK(s.label_smoothing >= 0 && s.label_smoothing <= 1, kName, ": label_smoothing must be in [0, 1], got ",
+    PYKD_CHECK(s.hard_weight >= 0 && s.hard_weight <= 1, op, ": hard_weight must be in [0, 1], got ", s.hard_weight);
+    PYKD_CHECK(s.label_smoothing >= 0 && s.label_smoothing <= 1, op, ": label_smoothing must be in [0, 1], got ",
                s.label_smoothing);
-    check_noise(kName, s.noise, inputs.seed, student);
+    check_noise(op, s.noise, inputs.seed, student);
     if (s.hard_weight == 0) return;
-    PYKD_CHECK(inputs.target, kName, ": hard_weight ", s.hard_weight, " needs a target, pass target= or hard_weight=0");
+    PYKD_CHECK(inputs.target, op, ": hard_weight ", s.hard_weight, " needs a target, pass target= or hard_weight=0");
     const at::Tensor& target = *inputs.target;
-    PYKD_CHECK(target.dim() == 1 && target.sym_size(0) == student.sym_size(0), kName, ": target must be [rows] = [",
+    PYKD_CHECK(target.dim() == 1 && target.sym_size(0) == student.sym_size(0), op, ": target must be [rows] = [",
                student.sym_size(0), "], got ", target.sym_sizes());
-    PYKD_CHECK_TYPE(target.scalar_type() == at::kLong, kName, ": target must be int64, got ", target.scalar_type());
-    PYKD_CHECK_TYPE(target.device() == student.device(), kName, ": target must be on the student's device ",
+    PYKD_CHECK_TYPE(target.scalar_type() == at::kLong, op, ": target must be int64, got ", target.scalar_type());
+    PYKD_CHECK_TYPE(target.device() == student.device(), op, ": target must be on the student's device ",
                     student.device(), ", got ", target.device());
   }
 
@@ -62,5 +67,10 @@ struct DistillationLossOp {
     args.batchmean = is_batchmean(s.reduction);
   }
 };
+
+// The batch's targets that are not ignored; throws where one is wrong.
+int64_t count_targets_cpu(const char* op, const DistillationLoss& args);
+// The rows of a call whose targets are right, on torch's threads.
+void run_distillation_loss_cpu(const DistillationLoss& args, int64_t targets);
 
 }  // namespace pykd::glue

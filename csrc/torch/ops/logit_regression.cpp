@@ -5,7 +5,7 @@ namespace pykd::glue {
 namespace {
 
 void run_cpu(const LossCall<LogitRegressionOp>& call) {
-  run_rows_cpu(call, 8192, call.args.loss_scale, logit_regression_cpu);
+  run_rows_cpu(call.args, 8192, call.args.loss_scale, logit_regression_cpu);
 }
 
 }  // namespace
