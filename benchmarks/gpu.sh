@@ -141,7 +141,7 @@ for ((i = 0; i < ${#chosen[@]}; ++i)); do
   begun=$SECONDS
   code=1 outcome="no time was left"
   if ((limit > 0)); then
-    timeout --signal INT --kill-after 10 "$limit" "$self" --part "$part" && code=0 || code=$?
+    timeout --signal INT --kill-after 20 "$limit" "$self" --part "$part" && code=0 || code=$?
     case $code in
       0) outcome="went well" ;;
       124 | 137) outcome="cut off after $limit s" ;;

@@ -44,6 +44,12 @@ def kernels_of_sources() -> set[str]:
     return found
 
 
+def nvcc() -> str:
+    """The version of the compiler on the PATH."""
+    said = subprocess.run(["nvcc", "--version"], check=True, capture_output=True, text=True).stdout
+    return re.findall(r"V([\d.]+)", said)[0]
+
+
 def record_of(log: str, folder: Path) -> dict[str, Any]:
     """The record of one build: its output, and the folder with nvcc's PTX, which has the launch bounds."""
     resources: dict[str, dict[str, list[int]]] = {}
@@ -120,14 +126,13 @@ def table(record: dict[str, Any]) -> str:
 def main() -> None:
     log, folder = map(Path, sys.argv[1:])
     record = record_of(log.read_text(), folder)
-    release = subprocess.run(["nvcc", "--version"], check=True, capture_output=True, text=True).stdout
     revision = subprocess.run(["git", "describe", "--always", "--dirty"], check=False, capture_output=True, text=True)
-    record = {"nvcc": re.findall(r"V([\d.]+)", release)[0], "revision": revision.stdout.strip() or "unknown", **record}
+    record = {"nvcc": nvcc(), "revision": revision.stdout.strip() or "unknown", **record}
     if said := faults(record):
         raise SystemExit("\n".join(said))
     RECORD.parent.mkdir(exist_ok=True)
     RECORD.write_text(json.dumps(record, separators=(",", ":")).replace('},"', '},\n"') + "\n")
-    PAGE.write_text(replaced(PAGE.read_text(), table(record), *MARKS))
+    PAGE.write_text(replaced(PAGE.read_text(), table(record), MARKS))
 
 
 if __name__ == "__main__":
