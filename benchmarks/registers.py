@@ -33,15 +33,20 @@ REPORT = re.compile(
 ENTRY = re.compile(r"\.entry (\w+)\(.*?\)(.*?)\{", re.DOTALL)
 
 
+def with_headers(source: Path) -> str:
+    """A source with the CUDA headers of core that it includes."""
+    text = source.read_text()
+    headers = re.findall(r'#include "(core/cuda_\w+\.h)"', text)
+    return "\n".join([text, *(with_headers(ROOT / "csrc" / header) for header in headers)])
+
+
 def kernels_of_sources() -> set[str]:
     """`op: kernel` of every __global__ in the sources; those of a header belong to the ops that include it."""
-    found = set()
-    for source in (ROOT / "csrc" / "kernels").glob("*/*_cuda.cu"):
-        files = [source.read_text()]
-        files += [(ROOT / "csrc" / name).read_text() for name in re.findall(r'"(core/cuda_\w+\.h)"', files[0])]
-        names = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\(.*\)\s+)?(\w+)\(", "\n".join(files))
-        found |= {f"{source.stem.removesuffix('_cuda')}: {name}" for name in names}
-    return found
+    return {
+        f"{source.stem.removesuffix('_cuda')}: {name}"
+        for source in (ROOT / "csrc" / "kernels").glob("*/*_cuda.cu")
+        for name in re.findall(r"__global__\s+void\s+(?:__launch_bounds__\(.*\)\s+)?(\w+)\(", with_headers(source))
+    }
 
 
 def nvcc() -> str:
