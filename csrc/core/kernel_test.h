@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <map>
 #include <new>
 #include <string>
 #include <utility>
@@ -84,6 +85,12 @@ inline std::string described(std::initializer_list<std::pair<const char*, double
 
 // ---- memory --------------------------------------------------------------------------------------------------------
 
+// Blocks of a card's memory to use again, by their exact size: a new one costs more than most kernels.
+inline std::map<size_t, std::vector<void*>>& free_blocks() {
+  static std::map<size_t, std::vector<void*>> blocks;
+  return blocks;
+}
+
 // Allocates what the host and the device reach at the same address. Whatever a kernel is given pointers to lies there.
 template <typename T>
 struct Mapped {
@@ -96,11 +103,23 @@ struct Mapped {
   T* allocate(size_t count) {
     // Read when CUDA starts: a launch waits for its kernel, and tells what the kernel did wrong.
     static const int blocking [[maybe_unused]] = setenv("CUDA_LAUNCH_BLOCKING", "1", 1);
+    std::vector<void*>& kept = free_blocks()[count * sizeof(T)];
     void* memory = nullptr;
-    if (cudaHostAlloc(&memory, count * sizeof(T), cudaHostAllocMapped) != cudaSuccess) throw std::bad_alloc();
+    if (!kept.empty()) {
+      memory = kept.back();
+      kept.pop_back();
+    } else if (cudaHostAlloc(&memory, count * sizeof(T), cudaHostAllocMapped) != cudaSuccess) {
+      throw std::bad_alloc();
+    }
     return static_cast<T*>(memory);
   }
-  void deallocate(T* memory, size_t) { cudaFreeHost(memory); }
+  void deallocate(T* memory, [[maybe_unused]] size_t count) {
+#if defined(PYKD_CARD)
+    free_blocks()[count * sizeof(T)].push_back(memory);
+#else
+    cudaFreeHost(memory);
+#endif
+  }
   bool operator==(const Mapped&) const = default;
 };
 
