@@ -14,9 +14,9 @@
 # status whether all went well.
 #
 # The machine brings python3 with a CUDA build of torch, pytest, pytest-benchmark and pytest-xdist, nvcc with
-# compute-sanitizer, cmake and ninja. Packages that it lacks come as wheels: nlohmann_json for the build; for the tests
-# and benchmarks of training accelerate, pydantic, pydantic-core, annotated-types, typing-inspection, PyYAML, rich, typer
-# and torchvision; liger-kernel as a peer.
+# compute-sanitizer, cmake and ninja. Packages that it lacks come as wheels: nlohmann_json and setuptools>=77 for the
+# build; for the tests and benchmarks of training accelerate, pydantic, pydantic-core, annotated-types,
+# typing-inspection, PyYAML, rich, scikit-learn, typer and torchvision; liger-kernel as a peer.
 #   PYKD_WHEELS      folder with those wheels (.whl)
 #   PYKD_SITE        folder to install into, outside the tree (/tmp/pykd-gpu)
 #   PYKD_REVISION    what is measured, where there is no .git
@@ -56,7 +56,7 @@ clocks.max.mem,power.limit,power.max_limit,persistence_mode,ecc.mode.current,tem
 print("Python", sys.version.split()[0], "torch", torch.__version__, "CUDA", torch.version.cuda, torch.cuda.get_device_name())' ||
     code=1
   "$python" -m pip list --disable-pip-version-check 2>/dev/null |
-    grep -iE '^(accelerate|cupy|liger|numpy|pydantic|pytest|torchvision|triton)' || true
+    grep -iE '^(accelerate|cmake|cupy|liger|ninja|numpy|pydantic|pytest|setuptools|torchvision|triton)' || true
   return "$code"
 }
 

@@ -13,7 +13,6 @@
 #include <cstring>
 #include <initializer_list>
 #include <map>
-#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -108,8 +107,9 @@ struct Mapped {
     if (!kept.empty()) {
       memory = kept.back();
       kept.pop_back();
-    } else if (cudaHostAlloc(&memory, count * sizeof(T), cudaHostAllocMapped) != cudaSuccess) {
-      throw std::bad_alloc();
+    } else if (const cudaError_t error = cudaHostAlloc(&memory, count * sizeof(T), cudaHostAllocMapped)) {
+      std::printf("no memory that a device reaches: %s\n", cudaGetErrorString(error));
+      std::exit(1);
     }
     return static_cast<T*>(memory);
   }
