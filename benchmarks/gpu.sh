@@ -40,8 +40,9 @@ declare -A seconds=([facts]=20 [build]=150 [test]=120 [sanitize]=150 [bench]=300
 
 # What a text of results belongs to.
 headline() {
-  echo "# $1 of revision $PYKD_REVISION on $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader |
-    paste -sd ';' || echo "a machine without a card"), $(date -u +%Y-%m-%dT%H:%MZ)"
+  local card
+  card=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null) || card="no card"
+  echo "# $1 of revision $PYKD_REVISION on ${card//$'\n'/; }, $(date -u +%Y-%m-%dT%H:%MZ)"
 }
 
 facts() {
