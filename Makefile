@@ -90,7 +90,7 @@ cross: .venv/.packages ## libpykd.so and pykd-run for Arm, in build/cross, with 
 
 cuda: .venv/.packages ## every CUDA kernel for every architecture; rewrites the record of their registers and docs/gpu.md
 	@mkdir -p build
-	@echo "compiling the CUDA kernels for every architecture (with two processors a quarter of an hour) ..."
+	@echo "compiling the CUDA kernels for every architecture (with two processors some ten minutes) ..."
 	@PATH="$(CURDIR)/$(BIN):$$PATH"; { cmake -G Ninja -S . -B build/cuda -DPYKD_CARD=ON -DPYKD_CUDA_ARCHS=all -DPYKD_WERROR=ON \
 	  && cmake --build build/cuda --target cuda --clean-first; } > build/cuda.log 2>&1 || { cat build/cuda.log; exit 1; }
 	$(BIN)/python benchmarks/registers.py build/cuda.log build/cuda/cuda
