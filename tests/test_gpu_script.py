@@ -97,7 +97,7 @@ def test_what_fails_is_told_and_the_next_part_runs(gpu):
     code, said, _, calls = gpu("test", "sanitize", "facts", FAIL="_memcheck$")
     assert code == 1
     assert outcomes(said) == {"test": "went well", "sanitize": "failed with 1", "facts": "went well"}
-    assert "nvcc --version" in calls
+    assert "_racecheck$" in calls and "nvcc --version" in calls
 
 
 def test_benchmarks_that_fail_still_have_their_table(gpu):
