@@ -10,7 +10,7 @@ SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.to
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check sanitize fuzz aarch64 cross engine format build clean
+.PHONY: help demo test bench check sanitize fuzz aarch64 cross cuda engine format build clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -87,6 +87,13 @@ cross: .venv/.packages ## libpykd.so and pykd-run for Arm, in build/cross, with 
 	  PATH="$(CURDIR)/$(BIN):$$PATH"; { cmake -G Ninja -S . -B build/cross --toolchain cmake/aarch64.cmake -DPYKD_RUNTIME=ON \
 	    -DPYKD_CUDART_STATIC="$$lib" && cmake --build build/cross; } > build/cross.log 2>&1 || { cat build/cross.log; exit 1; }
 	@sed -n 's/^-- pykd: //p' build/cross.log; cd build/cross && wc -c pykd-run libpykd.so
+
+cuda: .venv/.packages ## every CUDA kernel for every architecture; rewrites the record of their registers and docs/gpu.md
+	@mkdir -p build
+	@echo "compiling the CUDA kernels for every architecture (with two processors some ten minutes) ..."
+	@PATH="$(CURDIR)/$(BIN):$$PATH"; { cmake -G Ninja -S . -B build/cuda -DPYKD_CARD=ON -DPYKD_CUDA_ARCHS=all -DPYKD_WERROR=ON \
+	  && cmake --build build/cuda --target cuda --clean-first; } > build/cuda.log 2>&1 || { cat build/cuda.log; exit 1; }
+	$(BIN)/python benchmarks/registers.py build/cuda.log build/cuda/cuda
 
 engine: ## the engine without torch and Python, with CUDA where nvcc is, in build/engine: libpykd.so and pykd-run
 	@PATH="$(CURDIR)/$(BIN):$$PATH"; cmake -S . -B build/engine -DPYKD_RUNTIME=ON && cmake --build build/engine -j

@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Generator
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what the benchmarks share, in any of pytest's import modes
 
@@ -59,3 +62,17 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
             del benchmark[name]
         stats = benchmark["stats"]
         benchmark["stats"] = {name: stats[name] for name in ("min", "median", "max", "rounds", "iterations")}
+
+
+def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
+    if revision := os.environ.get("PYKD_REVISION"):  # of a tree without .git
+        commit_info["id"], dirty, _ = revision.partition("-dirty")
+        commit_info["dirty"] = bool(dirty)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    """Drops what an interrupt left without a measurement, of which pytest-benchmark could make no record."""
+    measured = session.config._benchmarksession
+    measured.benchmarks = [each for each in measured.benchmarks if each.stats.data]
+    return (yield)

@@ -129,12 +129,12 @@ def summary(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def replaced(page: str, text: str) -> str:
+def replaced(page: str, text: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
     """The page with the text between its two marks."""
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    head, begin, rest = page.partition(marks[0])
+    _, end, tail = rest.partition(marks[1])
     if not (begin and end):
-        raise SystemExit(f"the page needs the lines '{BEGIN}' and '{END}', between which the tables go")
+        raise SystemExit(f"the page needs the lines '{marks[0]}' and '{marks[1]}', between which the tables go")
     return f"{head}{begin}\n\n{text}\n\n{end}{tail}"
 
 

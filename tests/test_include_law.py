@@ -28,6 +28,7 @@ TORCH = r"<(ATen/.+|c10/.+|torch/library\.h|torch/csrc/autograd/custom_function\
 # The first pattern that fits a file (below csrc/) decides; {op} is the stem of its room.
 LAW = [
     ("core/cuda.h", [STD, CORE, CUDA, r'"emulation/\w+\.h"']),
+    ("core/kernel_test.h", [STD, CORE, r'<cuda_runtime\.h>|"emulation/cuda_runtime\.h"']),
     ("core/cpu_isa.cpp", [STD, CORE, r"<(cpuid|unistd|sys/(syscall|auxv))\.h>"]),
     ("core/*", [STD, CORE, SIMD]),
     ("emulation/*", [STD, CORE, EMULATION]),
@@ -38,7 +39,6 @@ LAW = [
     ("runtime/module.cpp", [STD, CORE, RUNTIME, r"<pybind11/.+>"]),
     ("runtime/json.*", [STD, RUNTIME, r"<nlohmann/json\.hpp>"]),
     ("runtime/*_cuda.cpp", [STD, r'"core/\w+\.h"', DOOR, RUNTIME]),
-    ("runtime/*_cuda_test.cpp", [STD, CORE, RUNTIME, r'"emulation/cuda_runtime\.h"']),
     ("runtime/*", [STD, CORE, DOOR, RUNTIME, POSIX]),
     ("torch/module.cpp", [STD, CORE, TORCH, r'"torch/(ops/)?\w+\.h"', BINDINGS]),
     ("torch/ops/linear_distillation_loss*", [STD, TORCH, r'"torch/(ops/distillation_loss|ops/{op}|cuda_call)\.h"']),

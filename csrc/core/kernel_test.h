@@ -1,5 +1,7 @@
-// What the C++ tests of the kernels share: counts of what passed, the definition of noise in scalar double, buffers
-// between sentinels, the pairs of dtypes.
+// What the C++ tests of the kernels share: counts of what passed, memory that a device reaches, the definition of noise
+// in scalar double, buffers between sentinels, the pairs of dtypes.
+//
+// PYKD_CARD: the kernels are those that nvcc compiled, and run on a card (cmake/card.cmake).
 #pragma once
 
 #include <algorithm>
@@ -7,8 +9,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,6 +20,12 @@
 #include "core/cpu_isa.h"
 #include "core/dtype.h"
 #include "core/noise.h"
+
+#if defined(PYKD_CARD)
+#include <cuda_runtime.h>
+#else
+#include "emulation/cuda_runtime.h"
+#endif
 
 // The kernels of the levels, which the door of a room chooses from: their declarations, in the global namespace; and
 // run<kernel> of those that this processor runs, each with its name, added to a vector.
@@ -72,7 +82,57 @@ inline std::string described(std::initializer_list<std::pair<const char*, double
   return name;
 }
 
+// ---- memory --------------------------------------------------------------------------------------------------------
+
+// Blocks of a card's memory to use again, by their exact size: a new one costs more than most kernels.
+inline std::map<size_t, std::vector<void*>>& free_blocks() {
+  static std::map<size_t, std::vector<void*>> blocks;
+  return blocks;
+}
+
+// Allocates what the host and the device reach at the same address. Whatever a kernel is given pointers to lies there.
+template <typename T>
+struct Mapped {
+  using value_type = T;
+
+  Mapped() = default;
+  template <typename Other>
+  Mapped(const Mapped<Other>&) {}
+
+  T* allocate(size_t count) {
+    // Read when CUDA starts: a launch waits for its kernel, and tells what the kernel did wrong.
+    static const int blocking [[maybe_unused]] = setenv("CUDA_LAUNCH_BLOCKING", "1", 1);
+    std::vector<void*>& kept = free_blocks()[count * sizeof(T)];
+    void* memory = nullptr;
+    if (!kept.empty()) {
+      memory = kept.back();
+      kept.pop_back();
+    } else if (const cudaError_t error = cudaHostAlloc(&memory, count * sizeof(T), cudaHostAllocMapped)) {
+      std::printf("no memory that a device reaches: %s\n", cudaGetErrorString(error));
+      std::exit(1);
+    }
+    return static_cast<T*>(memory);
+  }
+  void deallocate(T* memory, [[maybe_unused]] size_t count) {
+#if defined(PYKD_CARD)
+    free_blocks()[count * sizeof(T)].push_back(memory);
+#else
+    cudaFreeHost(memory);
+#endif
+  }
+  bool operator==(const Mapped&) const = default;
+};
+
+template <typename T>
+using Vector = std::vector<T, Mapped<T>>;
+
 // ---- noise by its definition ---------------------------------------------------------------------------------------
+
+// Where every test's seed lies.
+inline const int64_t* seed() {
+  static const Vector<int64_t> value = {-0x123456789ABCDEF};
+  return value.data();
+}
 
 using Words = std::array<uint32_t, 4>;
 
@@ -127,14 +187,15 @@ inline RowNoise noise_of(const Noise& n, int64_t row, int64_t classes) {
 
 inline size_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
-// Elements of one dtype between sentinels; filled with ones, which is a NaN.
+// Elements of one dtype between sentinels; filled with ones, which is a NaN. Under a sanitizer of memory nothing lies
+// behind them, so that it sees a read beyond the end, too.
 class Buffer {
  public:
   Buffer(DType dtype, int64_t count, int64_t offset = 0)
       : dtype(dtype),
         begin(kSentinel + static_cast<size_t>(offset) * size_of(dtype)),
         end(begin + static_cast<size_t>(count) * size_of(dtype)),
-        bytes(end + kSentinel, kMark) {
+        bytes(end + kBehind, kMark) {
     std::memset(data(), 0xFF, end - begin);
   }
 
@@ -176,11 +237,15 @@ class Buffer {
   }
 
  private:
-  static constexpr size_t kSentinel = 64;
+#if defined(__SANITIZE_ADDRESS__) || defined(PYKD_CARD)
+  static constexpr size_t kSentinel = 64, kBehind = 0;
+#else
+  static constexpr size_t kSentinel = 64, kBehind = kSentinel;
+#endif
   static constexpr unsigned char kMark = 0xA5;
   DType dtype;
   size_t begin, end;
-  std::vector<unsigned char> bytes;
+  Vector<unsigned char> bytes;
 };
 
 // ---- dtypes --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ namespace pykd::testing {
 struct SparseMatrix {
   int64_t rows, columns, block_rows, block_columns, groups;
   std::vector<float> dense;  // [rows, columns]
-  std::vector<char> packed;  // with its own alignment, see head()
+  Vector<char> packed;       // with its own alignment, see head()
 
   // Blocks are stored with probability `density`; one in eight of a stored block's entries is 0 all the same. For
   // halves there are values that they hold alone.
@@ -43,8 +43,9 @@ struct SparseMatrix {
           if (inside) dense[static_cast<size_t>(row * columns + column)] = value;
         }
     }
-    packed = pack_sparse(
+    const std::vector<char> bytes = pack_sparse(
         {positions.data(), values.data(), static_cast<int64_t>(positions.size()), rows, columns, r, c, groups, halves});
+    packed.assign(bytes.begin(), bytes.end());
   }
 
   const PackedSparse& head() const { return *reinterpret_cast<const PackedSparse*>(packed.data()); }
@@ -62,9 +63,9 @@ struct SparseMatrix {
 };
 
 // n normal values.
-inline std::vector<float> filled(int64_t n, std::mt19937& random) {
+inline Vector<float> filled(int64_t n, std::mt19937& random) {
   std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<size_t>(n));
+  Vector<float> values(static_cast<size_t>(n));
   for (float& value : values) value = normal(random);
   return values;
 }

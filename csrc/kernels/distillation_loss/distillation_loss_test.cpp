@@ -125,8 +125,6 @@ std::vector<Kernel> kernels() {
   return all;
 }
 
-constexpr int64_t kSeed = -0x123456789ABCDEF;
-
 struct Problem {
   explicit Problem(const Case& c)
       : c(c),
@@ -176,7 +174,7 @@ struct Problem {
             c.reverse,
             c.batchmean,
             c.accumulate,
-            {c.sigma, static_cast<uint64_t>(std::llround(c.alpha * 4294967296.0)), c.sigma > 0 ? &kSeed : nullptr,
+            {c.sigma, static_cast<uint64_t>(std::llround(c.alpha * 4294967296.0)), c.sigma > 0 ? seed() : nullptr,
              c.row_offset, c.n_teachers, c.per_sample, c.additive}};
   }
 
@@ -192,7 +190,7 @@ struct Problem {
   Case c;
   DType loss_dtype;
   Buffer student, teacher, grad, grad_loss, row_loss, loss;
-  std::vector<int64_t> target;
+  Vector<int64_t> target;
 };
 
 // ---- the definition ------------------------------------------------------------------------------------------------

@@ -100,8 +100,6 @@ std::vector<Kernel> kernels() {
   return all;
 }
 
-constexpr int64_t kSeed = -0x123456789ABCDEF;
-
 struct Problem {
   explicit Problem(const Case& c)
       : c(c),
@@ -139,7 +137,7 @@ struct Problem {
             c.student,
             c.teacher,
             c.accumulate,
-            {c.sigma, static_cast<uint64_t>(std::llround(c.alpha * 4294967296.0)), c.sigma > 0 ? &kSeed : nullptr,
+            {c.sigma, static_cast<uint64_t>(std::llround(c.alpha * 4294967296.0)), c.sigma > 0 ? seed() : nullptr,
              c.row_offset, c.n_teachers, c.per_sample, c.additive}};
   }
 

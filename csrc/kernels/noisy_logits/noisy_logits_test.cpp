@@ -72,7 +72,6 @@ std::vector<Kernel> kernels() {
   return all;
 }
 
-constexpr int64_t kSeed = -0x123456789ABCDEF;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 struct Problem {
@@ -92,7 +91,7 @@ struct Problem {
             c.rows,
             c.classes,
             c.dtype,
-            {c.sigma, static_cast<uint64_t>(std::llround(c.alpha * 4294967296.0)), c.sigma > 0 ? &kSeed : nullptr,
+            {c.sigma, static_cast<uint64_t>(std::llround(c.alpha * 4294967296.0)), c.sigma > 0 ? seed() : nullptr,
              c.row_offset, 1, c.per_sample, c.additive}};
   }
 

@@ -23,10 +23,10 @@ void test(const Case& c, std::mt19937& random) {
   constexpr int64_t kTaps = 3;  // a column is one of three neighbours in the rows of a channel
   const int64_t row_stride = (c.width + 2) * c.lanes, channel = c.height * row_stride;
   const int64_t group_stride = (c.columns + kTaps - 1) / kTaps * channel;
-  std::vector<int32_t> offsets;
+  Vector<int32_t> offsets;
   for (int64_t i = 0; i < c.columns; ++i)
     offsets.push_back(static_cast<int32_t>(i / kTaps * channel + i % kTaps * c.lanes));
-  const std::vector<float> planes = filled(c.groups * group_stride, random), bias = filled(c.out, random);
+  const Vector<float> planes = filled(c.groups * group_stride, random), bias = filled(c.out, random);
   const int64_t out_row = c.width * c.lanes + c.slack, out_channel = c.height * out_row + c.slack;
   const bool relu = random() % 2, has_bias = random() % 2;
   Buffer output(DType::kFloat32, c.groups * c.out * out_channel);

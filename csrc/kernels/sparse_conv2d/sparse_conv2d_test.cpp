@@ -45,7 +45,7 @@ void conv_apart(const SparseConv2d& args, int64_t groups) {
 // With the places of the columns looked up beforehand.
 void conv_places(const SparseConv2d& args, int64_t groups) {
   SparseConv2d resolved = args;
-  std::vector<int32_t> places;
+  Vector<int32_t> places;
   if (args.weight.pairs) {
     for (int64_t i = 0; i < 2 * args.weight.runs; ++i) places.push_back(args.offsets[args.weight.columns[i]]);
     resolved.weight.columns = places.data();
@@ -95,7 +95,7 @@ void test(const Case& c, std::mt19937& random) {
   const int64_t out_h = g.out_height(), out_w = g.out_width(), taps = c.kernel_h * c.kernel_w;
   const SparseMatrix w(c.out, c.channels / c.groups * taps, c.block_rows, c.block_columns, c.density, random, c.groups);
   const int64_t pixels = c.height * c.width;
-  const std::vector<float> images = filled(c.batch * c.channels * pixels, random), bias = filled(c.out, random);
+  const Vector<float> images = filled(c.batch * c.channels * pixels, random), bias = filled(c.out, random);
   const bool each_tap = random() % 3 == 0;
   const PlaneLayout layout = pykd::conv2d_planes(g, c.lanes, each_tap);
   const int64_t groups = layout.groups(c.batch);
@@ -104,7 +104,7 @@ void test(const Case& c, std::mt19937& random) {
   const int64_t border = static_cast<int64_t>(random() % 3);
   const PlaneLayout to{
       c.out, c.lanes, {out_h, border, 1, 1, out_h + 2 * border}, {out_w, border, 1, 1, out_w + 2 * border}};
-  std::vector<int32_t> offsets(static_cast<size_t>(c.channels * taps));
+  Vector<int32_t> offsets(static_cast<size_t>(c.channels * taps));
   pykd::conv2d_offsets(g, layout, offsets.data());
   std::vector<double> wanted, bounds;
   const int64_t in_group = c.channels / c.groups;

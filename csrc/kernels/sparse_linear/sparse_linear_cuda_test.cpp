@@ -33,11 +33,11 @@ void test(const Case& c, std::mt19937& random) {
   const SparseTiles tiles = c.rowwise_in_panels ? w.rowwise() : tiles_for(w, c.lanes, c.halves);
   const bool halves = c.halves != DType::kFloat32;
   const int64_t in = c.columns * c.groups, padded = (c.batch + c.lanes - 1) / c.lanes * c.lanes;
-  const std::vector<float> bias = filled(c.rows, random);
+  const Vector<float> bias = filled(c.rows, random);
   const auto place = [&](int64_t b, int64_t i, int64_t features) {
     return (b / c.lanes * features + i) * c.lanes + b % c.lanes;
   };
-  std::vector<float> input(static_cast<size_t>(padded * in), kNan);  // exactly: a read beyond it is the sanitizer's
+  Vector<float> input(static_cast<size_t>(padded * in), kNan);  // exactly: a read beyond it is the sanitizer's
   for (int64_t b = 0; b < c.batch; ++b)
     for (int64_t i = 0; i < in; ++i)
       input[static_cast<size_t>(place(b, i, in))] = static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f;
@@ -81,7 +81,7 @@ void test_extreme(int64_t lanes, int64_t block, DType halves, float bad, std::mt
   constexpr int64_t kRows = 40, kColumns = 40, kBatch = 20, kBad = 7, kColumn = 11;
   const SparseMatrix w(kRows, kColumns, block, block, 0.4, random, 1, halves);
   const int64_t padded = (kBatch + lanes - 1) / lanes * lanes;
-  std::vector<float> input(static_cast<size_t>(padded * kColumns), 1);
+  Vector<float> input(static_cast<size_t>(padded * kColumns), 1);
   input[static_cast<size_t>((kBad / lanes * kColumns + kColumn) * lanes + kBad % lanes)] = bad;
   Buffer output(DType::kFloat32, padded * kRows);
   pykd::sparse_linear_cuda({tiles_for(w, lanes, halves), input.data(), reinterpret_cast<float*>(output.data()), nullptr,

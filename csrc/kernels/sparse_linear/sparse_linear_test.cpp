@@ -54,8 +54,8 @@ int64_t place(int64_t b, int64_t i, int64_t features, int64_t lanes) {
 
 void test(const SparseMatrix& w, int64_t batch, int64_t lanes, bool relu, bool has_bias, std::mt19937& random) {
   const int64_t in = w.columns * w.groups, out = w.rows, padded = (batch + lanes - 1) / lanes * lanes;
-  const std::vector<float> given = filled(batch * in, random), bias = filled(out, random);
-  std::vector<float> input(static_cast<size_t>(padded * in));
+  const Vector<float> given = filled(batch * in, random), bias = filled(out, random);
+  Vector<float> input(static_cast<size_t>(padded * in));
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t i = 0; i < in; ++i)
       input[static_cast<size_t>(place(b, i, in, lanes))] = given[static_cast<size_t>(b * in + i)];
@@ -98,7 +98,7 @@ void test_bfloat16(const SparseMatrix& w, int64_t batch, DType dtype, std::mt199
   if (pykd::cpu_isa() >= pykd::CpuIsa::kAvx2) all.push_back({"avx2", pykd::avx2::sparse_linear_bfloat16_cpu});
   if (pykd::cpu_isa() >= pykd::CpuIsa::kAvx512) all.push_back({"avx512", pykd::avx512::sparse_linear_bfloat16_cpu});
 #endif
-  const std::vector<float> given = filled(batch * w.columns, random), bias = filled(w.rows, random);
+  const Vector<float> given = filled(batch * w.columns, random), bias = filled(w.rows, random);
   std::vector<uint16_t> input(given.size());
   std::ranges::transform(given, input.begin(), [](float value) { return pykd::half_bits(value, DType::kBFloat16); });
   const bool relu = random() % 2;

@@ -23,7 +23,6 @@ using pykd::DType;
 using pykd::VarianceWeights;
 using pykd::VariationalLayer;
 
-constexpr int64_t kSeed = -0x123456789ABCDEF;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
@@ -94,7 +93,7 @@ struct Problem {
     a.rows = c.rows;
     a.classes = c.classes;
     a.dtype = c.dtype;
-    a.noise = {1, uint64_t{1} << 32, &kSeed, c.row_offset, 1, false, true};
+    a.noise = {1, uint64_t{1} << 32, seed(), c.row_offset, 1, false, true};
     return a;
   }
 
