@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from alternating import Call, compiled, in_turns, measure_case, measure_on_gpu, prepared
+from alternating import Call, compiled, in_turns, measure_case, measure_on_gpu, measure_peak_on_gpu, prepared
 from peers import package
 from torch import Tensor
 from torch.nn import functional as F
@@ -85,26 +85,12 @@ def test_linear_distillation_loss(benchmark, shape, threads, name, block):
     measure_case(benchmark, call, OP, case, threads, name, block, 5, 1)
 
 
-def measure_peak(benchmark, call: Call, shape: tuple[int, ...], name: str) -> None:
-    """The most memory that one call takes beyond what is there before it."""
-
-    def peak() -> None:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        benchmark.extra_info["value"] = (torch.cuda.max_memory_allocated() - before) / 1e6
-
-    benchmark.extra_info["unit"] = "peak MB"
-    case, device = f"{list(shape[:2])}{suffix(*shape[2:])}", torch.cuda.get_device_name()
-    measure_case(benchmark, peak, OP, case, 1, name, 0, 1, 1, None, 0, device, "bfloat16")
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("block, name", [*in_turns(NAMES, 3), *(("peak", name) for name in NAMES)])
 @pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
 def test_linear_distillation_loss_on_gpu(benchmark, shape, name, block):
     call = prepared(implementations, shape, "cuda", torch.bfloat16, 1, "", name, Layers)
     if block == "peak":
-        measure_peak(benchmark, call, shape, name)
+        measure_peak_on_gpu(benchmark, call, OP, shape[:2], suffix(*shape[2:]), torch.bfloat16, name)
     else:
         measure_on_gpu(benchmark, call, OP, shape[:2], suffix(*shape[2:]), torch.bfloat16, name, block)
