@@ -14,11 +14,13 @@ namespace pykd::cuda {
 namespace {
 
 struct Plan : RowPlan {
-  explicit Plan(const FactorLoss& a)
-      : RowPlan(a.rows, a.entries, logits_of_pack(a.student_dtype, a.teacher_dtype), Noise{}, kThreadsAlone, a.entries,
-                true) {}
+  explicit Plan(const FactorLoss& a) : Plan(a, logits_of_pack(a.student_dtype, a.teacher_dtype)) {}
 
   bool needs_partials(const FactorLoss& a) const { return blocks > 1 && a.loss; }
+
+ private:
+  Plan(const FactorLoss& a, int pack)
+      : RowPlan(a.rows, a.entries, pack, Noise{}, most_threads(pack), a.entries, most_threads(pack)) {}
 };
 
 template <typename T>
@@ -113,7 +115,7 @@ class Row {
 
   template <typename Use>
   __device__ void for_packs(const Use& use) const {
-    stream<kPack == 4 ? 2 : 1, Packs>(
+    stream<2, Packs>(
         begin, end, lanes,
         [&](int64_t pack, Packs& to) {
           at.read(a.student, pack, to.student);
@@ -150,7 +152,8 @@ class Row {
 
 // Block b takes group b. partials[b]: its sum, unless it is the only block.
 template <typename T, typename Student, typename Teacher, bool kVectors>
-__global__ void __launch_bounds__(kThreadsAlone) rows(FactorLoss a, Plan plan, double* partials) {
+__global__ void __launch_bounds__(most_threads(logits_of_pack(sizeof(Student), sizeof(Teacher))))
+    rows(FactorLoss a, Plan plan, double* partials) {
   __shared__ double shared[2][kMostWarps];
   const int lanes = plan.lanes(), lane = static_cast<int>(threadIdx.x) & (lanes - 1);
   double total = 0;
