@@ -5,7 +5,8 @@
 
 // The floor is memory: 8 bytes a float32 weight, 12 where gradients accumulate, 4 for the value alone. While an H200
 // (4.8 TB/s; 132 SMs of 128 lanes at 1.75 GHz) moves 8 bytes it has 49 instruction slots, of which l1_l2 in blocks of
-// 4x4 takes some 25 (counted in PTX): 3 to set up, 8 to read, 7 to square, 7 to write. Groups larger than the registers
+// 4x4 takes some 25 (counted in PTX): 3 to set up, 8 to read, 7 to square, 7 to write. One of two bytes has half the
+// bytes and slots, and takes some 18: its packs have twice the entries. Groups larger than the registers
 // of a thread block (8192 entries; 512 rows of "in") are read once more for the gradient: 12 bytes, unless L2 has them.
 // A teacher's norms are a launch of their own before the student's: 4 bytes for each of its entries.
 namespace pykd::cuda {
