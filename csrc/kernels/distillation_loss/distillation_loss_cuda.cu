@@ -37,7 +37,7 @@ struct Plan : RowPlan {
     clean_bytes = student_bytes + pack * static_cast<int>(bytes_of(a.teacher_dtype));
     noisy_slots = clean_slots = static_cast<int>((packs - 1) / lanes() + 1);
     // In how many parts a row is summed up must not depend on the rows beside it: a block alone takes fewer at a time.
-    if (int64_t{threads} * noisy_slots * noisy_bytes > kSharedAnyway && threads > least_threads()) {
+    if (may_exceed() && threads > least_threads()) {
       threads = least_threads();
       groups = (a.rows + rows_of_block() - 1) / rows_of_block();
     }
@@ -47,6 +47,8 @@ struct Plan : RowPlan {
   }
 
   bool needs_partials(const DistillationLoss& a) const { return blocks > 1 && a.loss; }
+  // Whether rows with noise exceed it: the others are kept in the same way where there are none.
+  bool may_exceed() const { return int64_t{threads} * noisy_slots * noisy_bytes > kSharedAnyway; }
   int64_t shared_bytes() const {
     const int64_t clean = int64_t{clean_slots} * clean_bytes, noisy = int64_t{noisy_slots} * noisy_bytes;
     return threads * (is_clean || clean > noisy ? clean : noisy);
@@ -444,7 +446,7 @@ CudaStatus launch(const DistillationLoss& a, void* workspace, CUstream_st* strea
   Plan plan(a);
   if (plan.packs > INT32_MAX / 2) return cudaErrorInvalidValue;  // a row of some 4e9 classes
   const unsigned threads = static_cast<unsigned>(plan.threads);
-  if (plan.shared_bytes() > kSharedAnyway) {
+  if (plan.may_exceed()) {
     int device, most;
     if (const CudaStatus status = cudaGetDevice(&device)) return status;
     if (const CudaStatus status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device))
