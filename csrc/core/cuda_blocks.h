@@ -1,12 +1,16 @@
 // How the groups of weights (core/blocks.h) lie on CUDA's blocks and threads: read, reduce a group, write. Included
 // after core/cuda.h.
 //
-// A panel is some groups side by side in one row of the grid. A thread takes packs of 16 bytes (of 8 where entries have
-// two) of the same columns of a panel, every so many rows, sums them down the columns, and puts the sums into shared
-// memory, where a few threads a group add them. What a thread read stays in its registers between the passes; of panels
-// too large for that, each pass reads again. Where rows are not made of whole aligned packs, the entries of a pack lie
-// as far apart as makes neighbouring threads read neighbouring entries.
+// A panel is some groups side by side in one row of the grid. A thread takes packs of 16 bytes of the same columns of a
+// panel, every so many rows, sums them down the columns, and puts the sums into shared memory, where a few threads a
+// group add them. What a thread read stays in its registers between the passes; of panels too large for that, each pass
+// reads again. Packs are regular where they are whole, aligned, and no four entries of one lie in two groups. Others
+// have a sum an entry, for which registers have no room with eight: of two bytes they take four entries. Where rows are
+// not made of whole aligned packs, the entries of a pack lie as far apart as makes neighbouring threads read
+// neighbouring entries.
 #pragma once
+
+#include <numeric>
 
 #include "core/blocks.h"
 #include "core/cuda_list.h"
@@ -19,7 +23,9 @@ constexpr int kHeld = 8;             // packs that a thread's registers have roo
 constexpr int kNarrow = 4;           // packs across a panel of tall groups, at the least
 constexpr int kSharedBytes = 48000;  // of a block, at most
 
-PYKD_HD constexpr int entries_of_pack(size_t bytes) { return bytes == 8 ? 2 : 4; }
+PYKD_HD constexpr int entries_of_pack(size_t bytes, bool regular) {
+  return bytes == 8 ? 2 : bytes == 2 && regular ? 8 : 4;
+}
 
 template <typename T>
 struct Pair {
@@ -44,31 +50,45 @@ struct Panels {
   // Entries from a pack to the thread's next, from the end of a row to the next, from one of panels to the next.
   unsigned down, wrap, back;
   bool vectors;  // packs are whole and aligned
-  bool merged;   // a pack lies in one group
+  bool regular;
 
   Panels() = default;
-  Panels(const Blocks& b, size_t entry_bytes, bool aligned) : blocks(b) {
+  // `address`: those of all tensors that lie as the weight does, or-ed.
+  Panels(const Blocks& b, size_t entry_bytes, uintptr_t address) : Panels(b, entry_bytes, address, true) {
+    if (!regular && entries_of_pack(entry_bytes, true) != entries_of_pack(entry_bytes, false))
+      *this = Panels(b, entry_bytes, address, false);
+  }
+
+  PYKD_HD int64_t count() const { return blocks.grid_rows() * across; }
+  unsigned thread_blocks() const { return static_cast<unsigned>(divided(count(), together)); }
+  // Of dynamic shared memory: the sums, and two values a group.
+  int64_t shared_bytes(size_t entry_bytes) const { return together * panel_bytes(entry_bytes); }
+
+ private:
+  Panels(const Blocks& b, size_t entry_bytes, uintptr_t address, bool may_be_regular) : blocks(b) {
     if (b.block_rows == 1 && b.columns % b.block_columns == 0) blocks = {1, b.rows * b.columns, 1, b.block_columns};
-    const int64_t height = blocks.block_rows, width = blocks.block_columns, pack = entries_of_pack(entry_bytes);
+    const int64_t height = blocks.block_rows, width = blocks.block_columns;
+    const int64_t pack = entries_of_pack(entry_bytes, may_be_regular), summed = pack < 4 ? pack : 4;
     int64_t most = kThreads / divided(height, kHeld);  // packs across that leave no more than kHeld a thread
     if (most * pack < width || most < kNarrow) most = divided(width, pack) > kNarrow ? divided(width, pack) : kNarrow;
     // So many groups are whole packs.
-    const int64_t unit = width % pack == 0 ? 1 : pack == 4 && width % 2 == 0 ? 2 : pack;
+    const int64_t unit = pack / std::gcd(pack, width);
     int64_t most_groups = most * pack / width;
     most_groups = most_groups >= unit ? most_groups / unit * unit : most_groups > 0 ? most_groups : 1;
     const int64_t columns = blocks.grid_columns(), panels = divided(columns, most_groups);
     groups = static_cast<int>(divided(columns, panels));
     if (most_groups >= unit) groups = static_cast<int>(divided(groups, unit) * unit);
     across = static_cast<int>(divided(columns, groups));
-    vectors = aligned && blocks.columns % pack == 0 && (across == 1 || groups * width % pack == 0);
-    merged = groups == 1 || (vectors && width % pack == 0);
+    vectors = address % (static_cast<size_t>(pack) * entry_bytes) == 0 && blocks.columns % pack == 0 &&
+              (across == 1 || groups * width % pack == 0);
+    regular = may_be_regular && vectors && (groups == 1 || width % summed == 0);
     this->width = static_cast<int>(groups * width);
     this->height = static_cast<int>(height);
     last = static_cast<int>(blocks.columns - (across - 1) * groups * width);
     packs = static_cast<int>(divided(groups * width, pack));
     lanes = packs <= kThreads ? kThreads / packs : 0;
     steps = static_cast<int>(lanes ? divided(height, lanes) : divided(height * packs, kThreads));
-    values = groups == 1 ? kThreads : static_cast<int>(lanes * (merged ? width / pack : width));
+    values = groups == 1 ? kThreads : static_cast<int>(lanes * (regular ? width / summed : width));
     const int64_t stride = vectors ? pack : 1;
     down = static_cast<unsigned>(lanes ? lanes * blocks.columns : kThreads * stride);
     wrap = static_cast<unsigned>(blocks.columns - packs * stride);
@@ -78,13 +98,6 @@ struct Panels {
     for (team = 1; team < 32 && team < values && 2 * team * together * groups <= kThreads;) team *= 2;
   }
 
-  PYKD_HD bool is_regular() const { return vectors && merged; }
-  PYKD_HD int64_t count() const { return blocks.grid_rows() * across; }
-  unsigned thread_blocks() const { return static_cast<unsigned>(divided(count(), together)); }
-  // Of dynamic shared memory: the sums, and two values a group.
-  int64_t shared_bytes(size_t entry_bytes) const { return together * panel_bytes(entry_bytes); }
-
- private:
   static int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
   static int64_t smallest(int64_t a, int64_t b, int64_t c) { return a < b ? (a < c ? a : c) : b < c ? b : c; }
   int64_t panel_bytes(size_t entry_bytes) const {
@@ -104,14 +117,26 @@ struct Weights : List<Weight> {
   }
 };
 
+// A pack of words that are taken apart here and not before: a register each of two bytes would hold but one entry.
+template <typename P>
+__device__ P pack_of(Access<P> words) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(words.x), "+r"(words.y));
+  if constexpr (sizeof words == sizeof(uint4)) asm volatile("" : "+r"(words.z), "+r"(words.w));
+#endif
+  P pack;
+  memcpy(&pack, &words, sizeof pack);
+  return pack;
+}
+
 // ---- the panels of a block ------------------------------------------------------------------------------------------
 
-// With kRegular, packs are whole, aligned and in one group each.
 template <typename T, typename E, bool kRegular>
 class PanelsOfBlock {
  public:
-  static constexpr int kPack = entries_of_pack(sizeof(E));
-  static constexpr int kSums = kRegular ? 1 : kPack;  // groups that a pack may lie in
+  static constexpr int kPack = entries_of_pack(sizeof(E), kRegular);
+  static constexpr int kSums = !kRegular ? kPack : kPack == 8 ? 2 : 1;  // groups that a pack may lie in
+  static constexpr int kSummed = kPack / kSums;                         // entries of a pack side by side in one
   using ThisPack = Pack<E, kPack>;
 
   __device__ PanelsOfBlock(const Panels& panels, const void* weight, unsigned block, Pair<T>* shared)
@@ -121,12 +146,12 @@ class PanelsOfBlock {
     pack = thread % p.packs;
     is_active = p.lanes == 0 || thread < p.lanes * p.packs;
     for (int j = 0; j < kSums; ++j) {
-      const int place = column(pack, j);
+      const int place = column(pack, j * kSummed);
       group[j] = 0;
       slot[j] = p.groups == 1 && j == 0 ? thread : kNone;
       if (p.groups == 1 || !is_active || place >= p.width) continue;
       group[j] = place / width;
-      slot[j] = group[j] * p.values + (lane * width + place % width) / (kRegular ? kPack : 1);
+      slot[j] = group[j] * p.values + (lane * width + place % width) / kSummed;
     }
   }
 
@@ -148,10 +173,10 @@ class PanelsOfBlock {
            if (of_groups) values_of(of_groups, panel, own);
          },
          [&](int, const ThisPack& entries) {
-           for (int j = 0; j < kPack; ++j) sum.add(sums[j % kSums], widen(entries.logit[j]), own[j % kSums]);
+           for (int j = 0; j < kPack; ++j) sum.add(sums[j / kSummed], widen(entries.logit[j]), own[j / kSummed]);
          },
          [&](int panel) {
-           if (!kRegular && p.groups == 1)
+           if (p.groups == 1)
              for (int j = 1; j < kSums; ++j) sums[0] = sum.join(sums[0], sums[j]);
            for (int j = 0; j < kSums; ++j) {
              if (slot[j] != kNone) values[panel * p.groups * p.values + slot[j]] = sums[j];
@@ -199,7 +224,7 @@ class PanelsOfBlock {
       PYKD_UNROLL for (int k = 0; k < kHeld; ++k) {
         if (done + k < packs) {
           if (step == 0) begin(panel);
-          use(k, held[k]);
+          use(k, pack_of<ThisPack>(held[k]));
           if (++step == p.steps) {
             end(panel++);
             step = 0;
@@ -314,7 +339,7 @@ class PanelsOfBlock {
         advance(at);
       }
     }
-    PYKD_UNROLL for (int k = 0; k < kHeld; ++k) held[k] = read(weight, k);
+    PYKD_UNROLL for (int k = 0; k < kHeld; ++k) held[k] = whole_of(read(weight, k));
   }
 
   const Panels& p;
@@ -325,7 +350,7 @@ class PanelsOfBlock {
   bool is_active;
   int group[kSums], slot[kSums];  // of the panel's, of the entries of a pack; where their sums go
   bool is_loaded = false;
-  ThisPack held[kHeld];
+  Access<ThisPack> held[kHeld];
   int64_t first = 0;       // entry of the weight that offsets count from
   unsigned offset[kHeld];  // of the held packs, which lie within 2^32 entries: 2048 rows of 2 million columns
   unsigned counts = 0;     // of the entries in each, four bits a pack

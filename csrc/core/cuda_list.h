@@ -8,15 +8,15 @@
 
 namespace pykd::PYKD_ISA {
 
-constexpr int kMostItems = 48;  // of a launch: parameters may have 4 KB
-
 // Item i has the thread blocks first[i], ... before first[i + 1].
 template <typename Item>
 struct List {
-  unsigned first[kMostItems + 1] = {};
-  Item item[kMostItems];
+  static constexpr int kMost = 4000 / (sizeof(Item) + sizeof(unsigned));  // a launch's parameters may have 4 KB
+  unsigned first[kMost + 1] = {};
+  Item item[kMost];
   int count = 0;
 
+  bool is_full() const { return count == kMost; }
   void add(const Item& one, unsigned blocks) {
     item[count] = one;
     first[count + 1] = first[count] + blocks;

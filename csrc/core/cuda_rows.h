@@ -19,6 +19,8 @@ constexpr int64_t kLogitsAlone = 16384;  // the largest such problem: beyond it 
 PYKD_HD constexpr int logits_of_pack(size_t student_bytes, size_t teacher_bytes) {
   return 16 / static_cast<int>(student_bytes > teacher_bytes ? student_bytes : teacher_bytes);
 }
+// Of a block whose threads may use all registers: 64 each of 1024, which packs of eight and float64 exceed.
+PYKD_HD constexpr int most_threads(int pack) { return pack == 4 ? kThreadsAlone : kThreadsAlone / 2; }
 inline unsigned bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 inline int logits_of_pack(DType student, DType teacher) { return logits_of_pack(bytes_of(student), bytes_of(teacher)); }
 
@@ -77,8 +79,13 @@ struct RowPacks {
   __device__ bool inside(int64_t pack, int j) const { return kVectors || kPack * pack + j < classes; }
 
   template <typename E>
+  __device__ const E* address(const void* logits, int64_t pack) const {
+    return static_cast<const E*>(logits) + row * classes + kPack * pack;
+  }
+
+  template <typename E>
   __device__ void read(const void* logits, int64_t pack, Pack<E, kPack>& to) const {
-    const E* from = static_cast<const E*>(logits) + row * classes + kPack * pack;
+    const E* from = address<E>(logits, pack);
     if constexpr (kVectors) {
       read_whole(from, to);
     } else {
@@ -131,19 +138,20 @@ struct RowPlan {
   int64_t groups;  // of rows that a block takes at a time
   double weight;   // of a teacher's noise
 
-  // Up to most_lanes threads and `chunk` logits of a row go to a block; a small problem to a single one, if it may.
-  RowPlan(int64_t rows, int64_t classes, int pack, const Noise& noise, int most_lanes, int64_t chunk, bool may_be_alone)
+  // Up to most_lanes threads and `chunk` logits of a row go to a block; a small problem to a single one of up to
+  // most_alone threads, if there are any.
+  RowPlan(int64_t rows, int64_t classes, int pack, const Noise& noise, int most_lanes, int64_t chunk, int most_alone)
       : chunks(static_cast<unsigned>((classes - 1) / chunk + 1)),
         packs((classes + pack - 1) / pack),
         weight(noise.sigma / static_cast<double>(noise.n_teachers)) {
     // A pack a thread while a warp suffices, then four.
     while (lanes() < 32 ? lanes() < packs : lanes() < most_lanes && 4 * lanes() < packs) ++log2_lanes;
     const bool small = rows == 0 || (chunks == 1 && (rows == 1 || rows * classes <= kLogitsAlone));
-    const bool alone = may_be_alone && small;
+    const bool alone = most_alone > 0 && small;
     threads = least_threads();
     if (alone && rows > 0) {
       const int64_t wanted = (rows * lanes() + 31) / 32 * 32;
-      threads = wanted < kThreadsAlone ? static_cast<int>(wanted) : kThreadsAlone;
+      threads = wanted < most_alone ? static_cast<int>(wanted) : most_alone;
     }
     groups = (rows + rows_of_block() - 1) / rows_of_block();
     blocks = alone ? 1 : static_cast<unsigned>(groups * chunks);
@@ -237,6 +245,36 @@ class ThreadNoise {
   uint64_t seed = 0;
   T row_noise = 0;
 };
+
+// ---- copies to shared memory ---------------------------------------------------------------------------------------
+
+// Begins to copy a pack, past the registers; after await_copies() the thread that began it may read it. One that is
+// read but `once` is the first that L2 drops.
+template <typename P>
+__device__ void copy_async(const void* from, void* to_shared, [[maybe_unused]] bool once) {
+#if defined(__CUDA_ARCH__)
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
+  if constexpr (sizeof(P) < 16) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" : : "r"(to), "l"(from) : "memory");
+  } else if (once) {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;"
+                 :
+                 : "r"(to), "l"(from), "l"(policy)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
+  }
+#else
+  read_whole(from, *static_cast<P*>(to_shared));
+#endif
+}
+__device__ inline void await_copies() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.wait_all;" : : : "memory");
+#endif
+}
 
 // ---- sums ----------------------------------------------------------------------------------------------------------
 

@@ -329,6 +329,7 @@ struct Launch {
   template <typename... Args>
   void operator()(Args... args) const {
     if (shared_bytes > kSharedMemoryOptin) fail("a block asks for more shared memory than it may have.");
+    ++Device::get().launches;
     enqueue(stream, [*this, args...] { run(args...); });
   }
 

@@ -5,7 +5,8 @@
 
 // The floor is memory: 8 bytes a float32 weight, 12 where gradients accumulate, 4 for the value alone. While an H200
 // (4.8 TB/s; 132 SMs of 128 lanes at 1.75 GHz) moves 8 bytes it has 49 instruction slots, of which l1_l2 in blocks of
-// 4x4 takes some 25 (counted in PTX): 3 to set up, 8 to read, 7 to square, 7 to write. Groups larger than the registers
+// 4x4 takes some 25 (counted in PTX): 3 to set up, 8 to read, 7 to square, 7 to write. One of two bytes has half the
+// bytes and slots, and takes some 18: its packs have twice the entries. Groups larger than the registers
 // of a thread block (8192 entries; 512 rows of "in") are read once more for the gradient: 12 bytes, unless L2 has them.
 // A teacher's norms are a launch of their own before the student's: 4 bytes for each of its entries.
 namespace pykd::cuda {
@@ -65,7 +66,7 @@ template <typename T, typename E, bool kRegular>
 __device__ void run(const Call& a, const Side& side, unsigned block, Pair<T>* shared, double (*sums)[kMostWarps]) {
   using ThisPanels = PanelsOfBlock<T, E, kRegular>;
   using ThisPack = typename ThisPanels::ThisPack;
-  constexpr int kPack = ThisPanels::kPack, kSums = ThisPanels::kSums;
+  constexpr int kPack = ThisPanels::kPack, kSums = ThisPanels::kSums, kSummed = ThisPanels::kSummed;
   ThisPanels panels(side.panels, side.weight, block, shared);
   T* const most = panels.of_groups(0);  // or the scale of squares
   T* const factor = panels.of_groups(1);
@@ -117,23 +118,25 @@ __device__ void run(const Call& a, const Side& side, unsigned block, Pair<T>* sh
 
   T factors[kSums], largest[kSums];
   constexpr int kTogether = 4;  // gradients under way, to accumulate
-  ThisPack grads[kTogether] = {};
+  Access<ThisPack> grads[kTogether] = {};
   panels.each(
       [&] {
-        if (a.accumulate) PYKD_UNROLL for (int k = 0; k < kTogether; ++k) grads[k] = panels.read(side.grad, k);
+        if (a.accumulate)
+          PYKD_UNROLL for (int k = 0; k < kTogether; ++k) grads[k] = whole_of(panels.read(side.grad, k));
       },
       [&](int panel) {
         panels.values_of(factor, panel, factors);
         panels.values_of(most, panel, largest);
       },
       [&](int k, const ThisPack& entries) {
-        ThisPack grad = grads[k % kTogether];
+        ThisPack grad = pack_of<ThisPack>(grads[k % kTogether]);
         for (int j = 0; j < kPack; ++j) {
           T w = widen(entries.logit[j]);
-          if (a.linf) w = magnitude_bits(w) == magnitude_bits(largest[j % kSums]) ? (w < 0 ? T(-1) : T(1)) : T(0);
-          narrow(w * factors[j % kSums] + widen(grad.logit[j]), grad.logit[j]);
+          if (a.linf) w = magnitude_bits(w) == magnitude_bits(largest[j / kSummed]) ? (w < 0 ? T(-1) : T(1)) : T(0);
+          narrow(w * factors[j / kSummed] + widen(grad.logit[j]), grad.logit[j]);
         }
-        if (a.accumulate && k + kTogether < kHeld) grads[k % kTogether] = panels.read(side.grad, k + kTogether);
+        if (a.accumulate && k + kTogether < kHeld)
+          grads[k % kTogether] = whole_of(panels.read(side.grad, k + kTogether));
         panels.write(k, grad, side.grad);
       },
       [](int) {});
@@ -146,8 +149,7 @@ __global__ void __launch_bounds__(kThreads, 2) groups(Call a, Weights<Side> side
   const int i = sides.of_block(blockIdx.x);
   const Side& side = sides.item[i];
   const unsigned block = blockIdx.x - sides.first[i];
-  side.panels.is_regular() ? run<T, E, true>(a, side, block, shared, sums)
-                           : run<T, E, false>(a, side, block, shared, sums);
+  side.panels.regular ? run<T, E, true>(a, side, block, shared, sums) : run<T, E, false>(a, side, block, shared, sums);
 }
 
 // One block: the value.
@@ -159,17 +161,12 @@ __global__ void __launch_bounds__(kThreadsAlone)
   if (threadIdx.x == 0) write_value<T>(value, total, scale);
 }
 
-// ---- on the host
-// -----------------------------------------------------------------------------------------------------
-
-bool is_aligned(const void* entries, int64_t bytes) { return reinterpret_cast<uintptr_t>(entries) % bytes == 0; }
+// ---- on the host ----------------------------------------------------------------------------------------------------
 
 Panels panels_of(const BlockNorm& a, const BlockNormWeight& w, bool teacher) {
-  const size_t bytes = bytes_of(teacher ? a.teacher_dtype : a.dtype);
-  const int64_t pack_bytes = static_cast<int64_t>(bytes) * entries_of_pack(bytes);
-  return {teacher ? w.teacher_blocks : w.blocks, bytes,
-          teacher ? is_aligned(w.teacher, pack_bytes)
-                  : is_aligned(w.student, pack_bytes) && is_aligned(w.grad, pack_bytes)};
+  const auto address = [](const void* entries) { return reinterpret_cast<uintptr_t>(entries); };
+  return teacher ? Panels(w.teacher_blocks, bytes_of(a.teacher_dtype), address(w.teacher))
+                 : Panels(w.blocks, bytes_of(a.dtype), address(w.student) | address(w.grad));
 }
 
 int64_t groups_of(const Blocks& b) { return b.grid_rows() * b.grid_columns(); }
@@ -211,7 +208,7 @@ void launch(const BlockNorm& a, Call& call, bool teacher, T* norms, CUstream_st*
                  other.grid_columns()},
                 sizeof(E));
     if (norms) norms += groups_of(w.teacher_blocks);
-    if (sides.count == kMostItems) flush();
+    if (sides.is_full()) flush();
   }
   flush();
 }

@@ -36,7 +36,7 @@ template <typename T, typename E, bool kRegular>
 __device__ void run(bool linf, T threshold, const ProxWeight& weight, unsigned block, Pair<T>* shared) {
   using ThisPanels = PanelsOfBlock<T, E, kRegular>;
   using ThisPack = typename ThisPanels::ThisPack;
-  constexpr int kPack = ThisPanels::kPack, kSums = ThisPanels::kSums;
+  constexpr int kPack = ThisPanels::kPack, kSums = ThisPanels::kSums, kSummed = ThisPanels::kSummed;
   ThisPanels panels(weight.panels, weight.weight, block, shared);
   T* const level = panels.of_groups(0);  // or the scale of squares
   T* const factor = panels.of_groups(1);
@@ -61,7 +61,7 @@ __device__ void run(bool linf, T threshold, const ProxWeight& weight, unsigned b
               [&](int k, const ThisPack& entries) {
                 ThisPack near;
                 for (int j = 0; j < kPack; ++j) {
-                  const T w = widen(entries.logit[j]), v = values[j % kSums];
+                  const T w = widen(entries.logit[j]), v = values[j / kSummed];
                   const T clipped = from_bits(magnitude_bits(w)) <= v ? w : w < 0 ? -v : v;
                   narrow(linf ? clipped : w * v, near.logit[j]);
                 }
@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kThreads, 2) groups(bool linf, double threshol
   const ProxWeight& weight = weights.item[i];
   const unsigned block = blockIdx.x - weights.first[i];
   const T t = static_cast<T>(threshold);
-  weight.panels.is_regular() ? run<T, E, true>(linf, t, weight, block, shared)
-                             : run<T, E, false>(linf, t, weight, block, shared);
+  weight.panels.regular ? run<T, E, true>(linf, t, weight, block, shared)
+                        : run<T, E, false>(linf, t, weight, block, shared);
 }
 
 template <typename T, typename E>
@@ -93,9 +93,8 @@ void launch(const BlockProx& a, CUstream_st* stream) {
   for (int64_t i = 0; i < a.count; ++i) {
     const BlockProxWeight& w = a.weights[i];
     if (w.blocks.rows > 0)
-      weights.add({Panels(w.blocks, sizeof(E), is_aligned<E, entries_of_pack(sizeof(E))>(w.weight)), w.weight},
-                  sizeof(E));
-    if (weights.count == kMostItems) flush();
+      weights.add({Panels(w.blocks, sizeof(E), reinterpret_cast<uintptr_t>(w.weight)), w.weight}, sizeof(E));
+    if (weights.is_full()) flush();
   }
   flush();
 }

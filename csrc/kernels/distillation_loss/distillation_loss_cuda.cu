@@ -3,17 +3,18 @@
 #include "kernels/distillation_loss/distillation_loss.h"
 #include "kernels/distillation_loss/distillation_loss_math.h"
 
-// A row belongs to one block, or to a part of one. Its threads read their packs, perturb them and keep them in shared
-// memory; each sums up its own from its own maxima; the sums are brought to the row's maxima and added; the gradient is
-// made of what was kept. Where a row exceeds shared memory, its last packs are kept; the others are read once more,
-// from L2 where it holds them still, and their noise is drawn once more: of 32000 classes in float32 an eighth on an
-// H200 (227 KB a block), two thirds where a block may have 99 KB.
+// A row belongs to one block, or to a part of one. Its threads copy their packs to shared memory, all at once and past
+// the registers, perturb and keep them there; each sums up its own from its own maxima; the sums are brought to the
+// row's maxima and added; the gradient is made of what was kept. Where a row exceeds shared memory, its last packs are
+// kept; the others are read once more, from L2 where it holds them still, and their noise is drawn once more. Two
+// blocks share an SM where half of its shared memory keeps half of a clean row: of 32000 classes in bfloat16 four
+// fifths. Of 128000 a block keeps 44 % in all of an H200's 227 KB.
 //
 // The floor is memory: a float32 logit moves 12 bytes (student, teacher, gradient), one of two bytes 6. While an H200
-// (4.8 TB/s; 132 SMs of 128 lanes at 1.75 GHz) moves them it has 74 instruction slots a float32 logit and 37 a two-byte
-// one. A clean logit takes some 45 or 37 (sm_90: to read and keep it 16 or 8, for the sums 15, for the gradient 12;
-// hard targets 6 more), the noise of one 55 or 38: with alpha = 0.5 float32 stays at memory's limit, and two-byte
-// logits are bound by arithmetic, at two thirds of memory's speed.
+// copies them (4.3 TB/s; 132 SMs of 128 lanes at 1.75 GHz) it has 83 instruction slots a float32 logit and 41 a
+// two-byte one. A clean logit takes some 46 or 43 (sm_90: to read and keep it 18 or 11, for the sums 14 or 16, for the
+// gradient 14 or 16), the noise of one 57 or 38: with alpha = 0.5 float32 stays at memory's limit, and two-byte logits
+// are bound by arithmetic.
 namespace pykd::cuda {
 namespace {
 
@@ -23,17 +24,20 @@ constexpr int64_t kRowsOfCount = 4096;  // targets of a block that counts before
 constexpr int64_t kMostCounts = 128;    // such blocks
 constexpr int kMaxima = 2, kSums = 6;   // of a row
 constexpr int kSharedOfSums = kSums * kMostWarps * sizeof(double);
+constexpr int kSharedReserved = 1 << 10;                   // of each block on an SM, by CUDA
 constexpr int kSharedAnyway = (48 << 10) - kSharedOfSums;  // more shared memory a launch has to ask for
 
 struct Plan : RowPlan {
-  explicit Plan(const DistillationLoss& a)
-      : RowPlan(a.rows, a.classes, logits_of_pack(a.student_dtype, a.teacher_dtype), a.noise, kThreadsAlone, a.classes,
-                true),
-        slots(static_cast<int>((packs - 1) / lanes() + 1)) {
-    const unsigned bytes = a.student_dtype == DType::kFloat64 ? 8 : 4;
-    slot_bytes = logits_of_pack(a.student_dtype, a.teacher_dtype) * static_cast<int>(bytes_of(a.student_dtype) + bytes);
+  explicit Plan(const DistillationLoss& a) : Plan(a, logits_of_pack(a.student_dtype, a.teacher_dtype)) {
+    const bool is_double = a.student_dtype == DType::kFloat64;
+    const int pack = logits_of_pack(a.student_dtype, a.teacher_dtype);
+    is_clean = a.hard_weight == 1 || a.noise.sigma == 0 || a.noise.threshold == 0;
+    const int student_bytes = pack * static_cast<int>(bytes_of(a.student_dtype));
+    noisy_bytes = student_bytes + pack * (is_double ? 8 : 4);
+    clean_bytes = student_bytes + pack * static_cast<int>(bytes_of(a.teacher_dtype));
+    noisy_slots = clean_slots = static_cast<int>((packs - 1) / lanes() + 1);
     // In how many parts a row is summed up must not depend on the rows beside it: a block alone takes fewer at a time.
-    if (shared_bytes() > kSharedAnyway && threads > least_threads()) {
+    if (may_exceed() && threads > least_threads()) {
       threads = least_threads();
       groups = (a.rows + rows_of_block() - 1) / rows_of_block();
     }
@@ -43,56 +47,101 @@ struct Plan : RowPlan {
   }
 
   bool needs_partials(const DistillationLoss& a) const { return blocks > 1 && a.loss; }
-  int64_t shared_bytes() const { return int64_t{threads} * slots * slot_bytes; }
+  // Whether rows with noise exceed it: the others are kept in the same way where there are none.
+  bool may_exceed() const { return int64_t{threads} * noisy_slots * noisy_bytes > kSharedAnyway; }
+  int64_t shared_bytes() const {
+    const int64_t clean = int64_t{clean_slots} * clean_bytes, noisy = int64_t{noisy_slots} * noisy_bytes;
+    return threads * (is_clean || clean > noisy ? clean : noisy);
+  }
 
-  int slots;            // packs of a row that a thread keeps
-  int slot_bytes;       // of one
-  unsigned counts = 0;  // blocks that count targets; 0: each block counts them, where they matter
+  // Keeps no more than fits a block's share of shared memory, of which a block may have `most`. Two blocks an SM, one
+  // of which reads while the other computes, hide more than the packs cost that they keep less, if half of the row is
+  // kept.
+  void fit(int most) {
+    const int half = (most + kSharedReserved) / 2 - kSharedReserved;
+    const int64_t clean = int64_t{threads} * clean_slots * clean_bytes;
+    const int bytes = (lanes() == threads && clean <= most - kSharedOfSums ? half : most) - kSharedOfSums;
+    const auto limit = [&](int& slots, int slot_bytes) {
+      if (slots > bytes / (threads * slot_bytes)) slots = bytes / (threads * slot_bytes);
+    };
+    limit(noisy_slots, noisy_bytes);
+    limit(clean_slots, clean_bytes);
+  }
+
+  bool is_clean;                 // no row has noise
+  int noisy_slots, clean_slots;  // packs of a row that a thread keeps, of a row with noise and of one without
+  int noisy_bytes, clean_bytes;  // of one
+  unsigned counts = 0;           // blocks that count targets; 0: each block counts them, where they matter
+
+ private:
+  Plan(const DistillationLoss& a, int pack)
+      : RowPlan(a.rows, a.classes, pack, a.noise, lanes_of(a.classes, pack), a.classes, most_threads(pack)) {}
+
+  // Half of the threads that an SM has registers for, unless the row takes all of its shared memory.
+  static int lanes_of(int64_t classes, int pack) {
+    return classes > kThreadsAlone * 7 * pack ? most_threads(pack) : most_threads(pack) / 2;
+  }
 };
 
-// The packs that a thread keeps: students as they are, targets as they are computed. Neighbours lie side by side.
-template <typename T, typename Student, int kPack>
+// The packs that a thread keeps: students as they are; targets as they are computed, or, of a row without noise, as
+// they are read. Neighbours lie side by side.
+template <typename T, typename Student, typename Teacher, int kPack>
 class Kept {
  public:
-  __device__ Kept(unsigned char* shared, int slots)
-      : shared(shared), targets_from(slots * threads() * static_cast<int>(sizeof(Students))) {}
+  using Students = Pack<Student, kPack>;
+  using Teachers = Pack<Teacher, kPack>;
 
-  __device__ void put(int slot, const Pack<Student, kPack>& logits, const T (&targets)[kPack]) const {
-    *reinterpret_cast<Access<Students>*>(students(slot)) = whole_of(logits);
+  __device__ Kept(unsigned char* shared, bool as_read) : shared(shared), as_read(as_read) {}
+
+  // Where a pack of each is read to.
+  __device__ Students* students(int slot) const {
+    return reinterpret_cast<Students*>(shared + slot * slot_bytes() + thread() * static_cast<int>(sizeof(Students)));
+  }
+  __device__ Teachers* teachers(int slot) const { return reinterpret_cast<Teachers*>(targets(slot, 0)); }
+
+  __device__ void put(int slot, const T (&from)[kPack]) const {
     PYKD_UNROLL for (int part = 0; part < kParts; ++part) {
       Targets some;
-      for (int j = 0; j < kPart; ++j) some.logit[j] = targets[part * kPart + j];
-      *reinterpret_cast<uint4*>(targets_of(slot, part)) = whole_of(some);
+      for (int j = 0; j < kPart; ++j) some.logit[j] = from[part * kPart + j];
+      *reinterpret_cast<uint4*>(targets(slot, part)) = whole_of(some);
     }
   }
 
-  __device__ void get(int slot, T (&logits)[kPack], T (&targets)[kPack]) const {
-    Students whole;
-    read_whole(students(slot), whole);
-    for (int j = 0; j < kPack; ++j) logits[j] = widen(whole.logit[j]);
+  __device__ void get_students(int slot, T (&to)[kPack]) const { widen_all(students(slot), to); }
+  __device__ void get_targets(int slot, T (&to)[kPack]) const {
+    if (kNarrow && as_read) return widen_all(teachers(slot), to);
     PYKD_UNROLL for (int part = 0; part < kParts; ++part) {
       Targets some;
-      read_whole(targets_of(slot, part), some);
-      for (int j = 0; j < kPart; ++j) targets[part * kPart + j] = some.logit[j];
+      read_whole(targets(slot, part), some);
+      for (int j = 0; j < kPart; ++j) to[part * kPart + j] = some.logit[j];
     }
   }
 
  private:
   static constexpr int kPart = 16 / sizeof(T), kParts = kPack / kPart;
-  using Students = Pack<Student, kPack>;
+  static constexpr bool kNarrow = sizeof(Teacher) < sizeof(T);
   using Targets = Pack<T, kPart>;
+
+  template <typename P>
+  __device__ static void widen_all(const P* from, T (&to)[kPack]) {
+    P whole;
+    read_whole(from, whole);
+    for (int j = 0; j < kPack; ++j) to[j] = widen(whole.logit[j]);
+  }
 
   __device__ static int threads() { return static_cast<int>(blockDim.x); }
   __device__ static int thread() { return static_cast<int>(threadIdx.x); }
-  __device__ unsigned char* students(int slot) const {
-    return shared + (slot * threads() + thread()) * static_cast<int>(sizeof(Students));
+  __device__ int slot_bytes() const {
+    return threads() * static_cast<int>(sizeof(Students) + (kNarrow && as_read ? sizeof(Teachers) : kPack * sizeof(T)));
   }
-  __device__ unsigned char* targets_of(int slot, int part) const {
-    return shared + targets_from + ((slot * kParts + part) * threads() + thread()) * static_cast<int>(sizeof(Targets));
+  __device__ unsigned char* targets(int slot, int part) const {
+    const int bytes = kNarrow && as_read ? sizeof(Teachers) : sizeof(Targets);
+    return shared + slot * slot_bytes() + threads() * static_cast<int>(sizeof(Students)) +
+           (part * threads() + thread()) * bytes;
   }
 
   unsigned char* const shared;
-  const int targets_from;
+  const bool as_read;
 };
 
 // One thread's share of one row.
@@ -100,7 +149,6 @@ template <typename T, typename Student, typename Teacher, bool kVectors, bool kR
 class Row {
  public:
   static constexpr int kPack = logits_of_pack(sizeof(Student), sizeof(Teacher));
-  using ThreadKept = Kept<T, Student, kPack>;
 
   __device__ Row(const DistillationLoss& args, const Plan& plan, const Weights<T>& weights, unsigned char* shared,
                  int64_t row)
@@ -113,15 +161,18 @@ class Row {
         lane(static_cast<int>(threadIdx.x) & (plan.lanes() - 1)),
         at{row, args.classes},
         noise(args.noise, plan, row),
-        kept(shared, plan.slots) {
-    const int wanted = (packs() - 1) / plan.lanes() + 1;
-    parts = (wanted + plan.slots - 1) / plan.slots;
-    first = wanted - (parts - 1) * plan.slots;
-  }
+        shared(shared) {}
 
   // The sums of this thread's packs.
   __device__ void sum() {
     find_target();
+    if (weights.soft) noise.draw();
+    // Rows that share a block share the places of its slots.
+    as_read = !noise.any() && (plan.is_clean || plan.lanes() == plan.threads);
+    slots = as_read ? plan.clean_slots : plan.noisy_slots;
+    const int wanted = (packs() - 1) / plan.lanes() + 1;
+    parts = (wanted + slots - 1) / slots;
+    first = wanted - (parts - 1) * slots;
     for (int part = 0; part < parts; ++part) {
       load(part);
       if (is_hard)
@@ -166,18 +217,11 @@ class Row {
   }
 
  private:
-  struct Packs {
-    Pack<Student, kPack> student;
-    Pack<Teacher, kPack> teacher;
-  };
-
   // A row goes through shared memory in parts, the first of which holds what does not fill one.
   __device__ int packs() const { return static_cast<int>(plan.packs); }
-  __device__ int begin(int part) const {
-    return (part == 0 ? 0 : first + (part - 1) * plan.slots) * plan.lanes() + lane;
-  }
+  __device__ int begin(int part) const { return (part == 0 ? 0 : first + (part - 1) * slots) * plan.lanes() + lane; }
   __device__ int end(int part) const {
-    const int whole = (first + part * plan.slots) * plan.lanes();
+    const int whole = (first + part * slots) * plan.lanes();
     return whole < packs() ? whole : packs();
   }
 
@@ -194,32 +238,58 @@ class Row {
       at_target = widen(static_cast<const Student*>(a.student)[row * a.classes + target]);
   }
 
-  // Reads a part, perturbs and keeps it, and finds its maxima.
+  __device__ Kept<T, Student, Teacher, kPack> kept() const { return {shared, as_read}; }
+
+  // Begins to read a part. What is kept is not read again.
+  __device__ void fetch(int part) const {
+    const bool once = part + 1 == parts;
+    int slot = 0;
+    for (int pack = begin(part); pack < end(part); pack += plan.lanes(), ++slot) {
+      fetch_pack(a.student, pack, kept().students(slot), once);
+      if (weights.soft) fetch_pack(a.teacher, pack, kept().teachers(slot), once);
+    }
+  }
+
+  template <typename E>
+  __device__ void fetch_pack(const void* logits, int pack, Pack<E, kPack>* to, bool once) const {
+    if constexpr (kVectors) {
+      copy_async<Pack<E, kPack>>(at.template address<E>(logits, pack), to, once);
+    } else {
+      Pack<E, kPack> some;
+      for (int j = 0; j < kPack; ++j) narrow(T(-__builtin_inff()), some.logit[j]);
+      at.read(logits, pack, some);
+      *reinterpret_cast<Access<Pack<E, kPack>>*>(to) = whole_of(some);
+    }
+  }
+
+  __device__ void get(int slot, T (&logits)[kPack], T (&targets)[kPack]) const {
+    kept().get_students(slot, logits);
+    if (weights.soft)
+      kept().get_targets(slot, targets);
+    else
+      for (T& target : targets) target = 0;
+  }
+
+  // Reads a part, perturbs it once it is there, and finds its maxima.
   __device__ void load(int part) {
+    fetch(part);
+    await_copies();
     student_max = teacher_max = -__builtin_inff();
     int slot = 0;
-    stream<1, Packs>(
-        begin(part), end(part), plan.lanes(),
-        [&](int pack, Packs& to) {
-          at.read(a.student, pack, to.student);
-          if (weights.soft) at.read(a.teacher, pack, to.teacher);
-        },
-        [&] {
-          if (part == 0 && weights.soft) noise.draw();
-        },
-        [&](int pack, Packs& packs) {
-          T targets[kPack];
-          noise.perturb(pack, packs.teacher, targets);
-          for (int j = 0; j < kPack; ++j) {
-            if (!at.inside(pack, j)) {
-              narrow(T(-__builtin_inff()), packs.student.logit[j]);
-              targets[j] = -__builtin_inff();
-            }
-            student_max = larger(student_max, widen(packs.student.logit[j]));
-            teacher_max = larger(teacher_max, targets[j]);
-          }
-          kept.put(slot++, packs.student, targets);
-        });
+    for (int pack = begin(part); pack < end(part); pack += plan.lanes(), ++slot) {
+      T logits[kPack], targets[kPack] = {};
+      kept().get_students(slot, logits);
+      if (weights.soft) {
+        Pack<Teacher, kPack> teachers;
+        read_whole(kept().teachers(slot), teachers);
+        noise.perturb(pack, teachers, targets);
+        if (!as_read) kept().put(slot, targets);
+      }
+      for (int j = 0; j < kPack; ++j) {
+        student_max = larger(student_max, logits[j]);
+        teacher_max = larger(teacher_max, targets[j]);
+      }
+    }
   }
 
   // Adds up the part that was loaded.
@@ -233,7 +303,7 @@ class Row {
     int slot = 0;
     for (int pack = begin(part); pack < end(part); pack += plan.lanes(), ++slot) {
       T logits[kPack], targets[kPack];
-      kept.get(slot, logits, targets);
+      get(slot, logits, targets);
       for (int j = 0; j < kPack; ++j) {
         const T of_max = logits[j] - student_base, b = of_max * slope, a2 = (targets[j] - teacher_base) * slope;
         const T exp_b = exponential2(b), exp_a = exponential2(a2);
@@ -261,7 +331,7 @@ class Row {
     int slot = 0;
     for (int pack = begin(part); pack < end(part); pack += plan.lanes(), ++slot) {
       T logits[kPack], targets[kPack];
-      kept.get(slot, logits, targets);
+      get(slot, logits, targets);
       T g[kPack];
       for (int j = 0; j < kPack; ++j) {
         const T of_max = logits[j] - student_base, b = of_max * slope, a2 = (targets[j] - teacher_base) * slope;
@@ -290,8 +360,9 @@ class Row {
   const int lane;
   const RowPacks<kPack, kVectors> at;
   ThreadNoise<T, kPack> noise;
-  const ThreadKept kept;
-  int parts, first;  // parts of the row, and packs of a thread in the first of them
+  unsigned char* const shared;
+  bool as_read = false;     // whether targets are kept as they are read
+  int slots, parts, first;  // packs kept, parts of the row, and packs of a thread in the first of them
   int target_pack = -1, target_place = 0;
   bool is_hard = false, is_wrong = false;  // whether the row has a target, and whether it is no class
   T student_max, teacher_max;              // of the part at hand
@@ -331,7 +402,7 @@ __device__ T hard_scale(const DistillationLoss& a, const Plan& plan, const doubl
 
 // partials[b]: the losses of block b's rows, unless it is the only block.
 template <typename T, typename Student, typename Teacher, bool kVectors, bool kReverse>
-__global__ void __launch_bounds__(kThreadsAlone)
+__global__ void __launch_bounds__(most_threads(logits_of_pack(sizeof(Student), sizeof(Teacher))))
     rows(DistillationLoss a, Plan plan, Weights<T> weights, const double* counts, double* partials) {
   __shared__ double shared[kSums][kMostWarps];
   PYKD_DYNAMIC_SHARED(unsigned char, kept);
@@ -376,16 +447,15 @@ CudaStatus launch(const DistillationLoss& a, void* workspace, CUstream_st* strea
   Plan plan(a);
   if (plan.packs > INT32_MAX / 2) return cudaErrorInvalidValue;  // a row of some 4e9 classes
   const unsigned threads = static_cast<unsigned>(plan.threads);
-  if (plan.shared_bytes() > kSharedAnyway) {
+  if (plan.may_exceed()) {
     int device, most;
     if (const CudaStatus status = cudaGetDevice(&device)) return status;
     if (const CudaStatus status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device))
       return status;
-    most -= kSharedOfSums;
-    if (const CudaStatus status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most))
+    plan.fit(most);
+    if (const CudaStatus status =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most - kSharedOfSums))
       return status;
-    const int slots = most / (plan.threads * plan.slot_bytes);
-    if (plan.slots > slots) plan.slots = slots;
   }
   double *const counts = static_cast<double*>(workspace), *const partials = counts + plan.counts;
   if (plan.counts > 0) PYKD_LAUNCH(plan.counts, kThreadsAlone, 0, stream, count_targets)(a, counts);

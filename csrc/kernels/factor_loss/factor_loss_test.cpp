@@ -275,6 +275,14 @@ void test_sizes() {
   }
 }
 
+// Few rows of so many entries that each is cut into parts; whole packs and ragged ones.
+void test_parts() {
+  run({.rows = 2, .entries = 40001, .p = 2, .by_row = true});
+  run({.rows = 1, .entries = 32768, .student = DType::kBFloat16, .teacher = DType::kBFloat16, .p = 1});
+  run({.rows = 1, .entries = 33000, .student = DType::kBFloat16, .wants_teacher = false, .has_grad_loss = true});
+  run({.rows = 1, .entries = 32768, .p = 2, .student_scale = 1e30, .teacher_scale = 1e-36});
+}
+
 // The scale of a factor does not count, nor does it overflow.
 void test_extreme_scales() {
   for (double student : {1e-30, 1.0, 1e30})
@@ -400,6 +408,7 @@ void test_no_rows() {
 int main() {
   test_dtypes();
   test_sizes();
+  test_parts();
   test_alignment();
   test_extreme_scales();
   test_zeros();

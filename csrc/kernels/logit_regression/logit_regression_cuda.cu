@@ -12,10 +12,13 @@ namespace {
 constexpr int64_t kChunk = 8192;  // logits of a row a block takes: 64 rows of 32000 classes fill 132 SMs twice
 
 struct Plan : RowPlan {
-  explicit Plan(const LogitRegression& a)
-      : RowPlan(a.rows, a.classes, logits_of_pack(a.student_dtype, a.teacher_dtype), a.noise, kThreads, kChunk, true) {}
+  explicit Plan(const LogitRegression& a) : Plan(a, logits_of_pack(a.student_dtype, a.teacher_dtype)) {}
 
   bool needs_partials(const LogitRegression& a) const { return blocks > 1 && (a.loss || (a.row_loss && chunks > 1)); }
+
+ private:
+  Plan(const LogitRegression& a, int pack)
+      : RowPlan(a.rows, a.classes, pack, a.noise, kThreads, kChunk, most_threads(pack)) {}
 };
 
 template <typename T>
@@ -80,7 +83,8 @@ class Row {
 
 // Block b takes chunk b % chunks of group b / chunks. partials[b]: its sum of squares, unless it is the only block.
 template <typename T, typename Student, typename Teacher, bool kVectors>
-__global__ void __launch_bounds__(kThreadsAlone) rows(LogitRegression a, Plan plan, double* partials) {
+__global__ void __launch_bounds__(most_threads(logits_of_pack(sizeof(Student), sizeof(Teacher))))
+    rows(LogitRegression a, Plan plan, double* partials) {
   __shared__ double shared[1][kMostWarps];
   const int lanes = plan.lanes(), lane = static_cast<int>(threadIdx.x) & (lanes - 1);
   using ThreadRow = Row<T, Student, Teacher, kVectors>;

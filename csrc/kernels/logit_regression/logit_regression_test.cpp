@@ -12,6 +12,7 @@
 #include "core/kernel_test.h"
 #include "core/philox.h"
 #include "core/total.h"
+#include "emulation/cuda_runtime.h"
 #include "kernels/logit_regression/logit_regression.h"
 
 PYKD_DECLARE_LEVELS(logit_regression_cpu, (const LogitRegression& args, int64_t row_begin, int64_t row_end))
@@ -358,6 +359,23 @@ void test_no_rows() {
     }
 }
 
+// At the shapes of small images' classes a pass is one launch: the value, the gradient, or both.
+void test_launches() {
+  for (int64_t classes : {10, 100})
+    for (DType dtype : {DType::kFloat32, DType::kBFloat16})
+      for (double sigma : {0.5, 0.0})
+        for (bool backward : {false, true}) {
+          Case c{.rows = 128, .classes = classes, .student = dtype, .teacher = dtype};
+          c.sigma = sigma;
+          c.wants_row_loss = false;
+          c.wants_loss = !backward;
+          Problem p(c);
+          const unsigned before = pykd::emulation::Device::get().launches;
+          run_cuda(p.args());
+          check(pykd::emulation::Device::get().launches == before + 1 && p.intact(), "cuda: one launch:" + c.name());
+        }
+}
+
 }  // namespace
 
 int main() {
@@ -367,5 +385,6 @@ int main() {
   test_rows_stand_alone();
   test_clean_rows_are_clean();
   test_no_rows();
+  test_launches();
   return report();
 }

@@ -13,7 +13,7 @@ constexpr int64_t kChunk = 8192;  // logits of a row a block takes
 template <typename T, typename E, bool kVectors>
 __global__ void __launch_bounds__(kThreads) rows(NoisyLogits a, RowPlan plan) {
   constexpr int kPack = logits_of_pack(sizeof(E), sizeof(E));
-  constexpr int kTogether = kPack == 8 ? 1 : 2;  // packs in flight
+  constexpr int kTogether = 2;  // packs in flight
   using ThisPack = Pack<E, kPack>;
   const int lanes = plan.lanes(), lane = static_cast<int>(threadIdx.x) & (lanes - 1);
   const int64_t row = blockIdx.x / plan.chunks * plan.rows_of_block() + (threadIdx.x >> plan.log2_lanes);
@@ -39,7 +39,7 @@ template <typename T, typename E>
 CudaStatus launch(const NoisyLogits& a, CUstream_st* stream) {
   if (a.rows == 0) return cudaSuccess;
   constexpr int kPack = logits_of_pack(sizeof(E), sizeof(E));
-  const RowPlan plan(a.rows, a.classes, kPack, a.noise, kThreads, kChunk, false);
+  const RowPlan plan(a.rows, a.classes, kPack, a.noise, kThreads, kChunk, 0);
   if (a.classes % kPack == 0 && is_aligned<E, kPack>(a.logits) && is_aligned<E, kPack>(a.noisy))
     PYKD_LAUNCH(plan.blocks, kThreads, 0, stream, rows<T, E, true>)(a, plan);
   else

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/kernel_test.h"
+#include "emulation/cuda_runtime.h"
 
 PYKD_DECLARE_LEVELS(noisy_logits_cpu, (const NoisyLogits& args, int64_t row_begin, int64_t row_end))
 
@@ -178,10 +179,22 @@ void test_extreme_values() {
     }
 }
 
+// A launch alone, at the shapes of small images' classes.
+void test_launches() {
+  for (int64_t classes : {10, 100})
+    for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+      Problem p({.rows = 128, .classes = classes, .dtype = dtype});
+      const unsigned before = pykd::emulation::Device::get().launches;
+      run_cuda(p.args());
+      check(pykd::emulation::Device::get().launches == before + 1 && p.intact(), "cuda: one launch:" + p.c.name());
+    }
+}
+
 }  // namespace
 
 int main() {
   test_sizes();
   test_extreme_values();
+  test_launches();
   return report();
 }

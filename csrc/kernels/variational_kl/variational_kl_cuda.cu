@@ -138,7 +138,7 @@ CudaStatus launch(const VariationalKl& a, void* workspace, CUstream_st* stream) 
                              static_cast<const void*>(layer.grad_log_sigma2)})
       vectors = vectors && is_aligned<E, kPack>(each);
     layers.add({layer, vectors}, blocks_of(layer.size));
-    if (layers.count == kMostItems) flush();
+    if (layers.is_full()) flush();
   }
   flush();
   if (a.kl && !alone)

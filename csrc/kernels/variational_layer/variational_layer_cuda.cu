@@ -57,7 +57,7 @@ template <typename T, typename E>
 CudaStatus launch(const VariationalLayer& a, CUstream_st* stream) {
   if (a.rows == 0) return cudaSuccess;
   constexpr int kPack = logits_of_pack(sizeof(E), sizeof(T));
-  const RowPlan plan(a.rows, a.classes, kPack, a.noise, kThreads, kChunk, false);
+  const RowPlan plan(a.rows, a.classes, kPack, a.noise, kThreads, kChunk, 0);
   if (a.classes % kPack == 0 && is_aligned<E, kPack>(a.grad_sample) && is_aligned<E, kPack>(a.sample) &&
       is_aligned<T, kPack>(a.deviation) && is_aligned<T, kPack>(a.grad_variance))
     PYKD_LAUNCH(plan.blocks, kThreads, 0, stream, rows<T, E, true>)(a, plan);
