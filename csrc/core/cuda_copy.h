@@ -8,15 +8,25 @@
 
 namespace pykd::PYKD_ISA {
 
-// Starts to copy 16 bytes, aligned to 16 on both sides.
-__device__ inline void copy_async(void* shared, const void* global) {
+// Starts to copy 8 or 16 bytes, aligned to themselves on both sides. 16 that are read but `once` are the first that L2
+// drops.
+template <int kBytes = 16>
+__device__ void copy_async(void* shared, const void* global, [[maybe_unused]] bool once = false) {
+  static_assert(kBytes == 8 || kBytes == 16);
 #if defined(PYKD_EMULATE_CUDA)
-  emulation::copy_async(shared, global);
+  emulation::copy_async(shared, global, kBytes);
 #else
-  asm volatile(
-      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-      "l"(global)
-      : "memory");
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  if constexpr (kBytes == 8) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(global) : "memory");
+  } else if (once) {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "l"(policy)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  }
 #endif
 }
 

@@ -246,36 +246,6 @@ class ThreadNoise {
   T row_noise = 0;
 };
 
-// ---- copies to shared memory ---------------------------------------------------------------------------------------
-
-// Begins to copy a pack, past the registers; after await_copies() the thread that began it may read it. One that is
-// read but `once` is the first that L2 drops.
-template <typename P>
-__device__ void copy_async(const void* from, void* to_shared, [[maybe_unused]] bool once) {
-#if defined(__CUDA_ARCH__)
-  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
-  if constexpr (sizeof(P) < 16) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" : : "r"(to), "l"(from) : "memory");
-  } else if (once) {
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;"
-                 :
-                 : "r"(to), "l"(from), "l"(policy)
-                 : "memory");
-  } else {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
-  }
-#else
-  read_whole(from, *static_cast<P*>(to_shared));
-#endif
-}
-__device__ inline void await_copies() {
-#if defined(__CUDA_ARCH__)
-  asm volatile("cp.async.wait_all;" : : : "memory");
-#endif
-}
-
 // ---- sums ----------------------------------------------------------------------------------------------------------
 
 constexpr int kMostWarps = kThreadsAlone / 32;

@@ -118,6 +118,7 @@ struct Thread {
   struct Copy {
     void* to;
     const void* from;
+    size_t bytes;
     unsigned group;
   };
   std::vector<Copy> copies;  // that are under way
@@ -301,20 +302,20 @@ T shuffle(unsigned mask, T value, unsigned source) {
   return exchange(mask, value, [&](auto shown) { return inside ? shown(source) : value; });
 }
 
-// Copies of 16 bytes that arrive with the wait that covers them; until then all their bits are set.
-inline void copy_async(void* to, const void* from) {
-  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16)
-    fail("an asynchronous copy is aligned to its 16 bytes.");
+// Copies that arrive with the wait that covers them; until then all their bits are set.
+inline void copy_async(void* to, const void* from, size_t bytes) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes)
+    fail("an asynchronous copy is aligned to its bytes.");
   Thread& t = Team::self();
-  std::memset(to, 0xFF, 16);
-  t.copies.push_back({to, from, t.groups});
+  std::memset(to, 0xFF, bytes);
+  t.copies.push_back({to, from, bytes, t.groups});
 }
 inline void commit_copies() { ++Team::self().groups; }
 inline void wait_copies(unsigned groups) {
   Thread& t = Team::self();
   std::erase_if(t.copies, [&](const Thread::Copy& copy) {
     const bool covered = copy.group + groups < t.groups;
-    if (covered) std::memcpy(copy.to, copy.from, 16);
+    if (covered) std::memcpy(copy.to, copy.from, copy.bytes);
     return covered;
   });
 }

@@ -1,4 +1,5 @@
 #include "core/cuda.h"
+#include "core/cuda_copy.h"
 #include "core/cuda_rows.h"
 #include "kernels/distillation_loss/distillation_loss.h"
 #include "kernels/distillation_loss/distillation_loss_math.h"
@@ -253,7 +254,7 @@ class Row {
   template <typename E>
   __device__ void fetch_pack(const void* logits, int pack, Pack<E, kPack>* to, bool once) const {
     if constexpr (kVectors) {
-      copy_async<Pack<E, kPack>>(at.template address<E>(logits, pack), to, once);
+      copy_async<sizeof(Pack<E, kPack>)>(to, at.template address<E>(logits, pack), once);
     } else {
       Pack<E, kPack> some;
       for (int j = 0; j < kPack; ++j) narrow(T(-__builtin_inff()), some.logit[j]);
@@ -273,7 +274,8 @@ class Row {
   // Reads a part, perturbs it once it is there, and finds its maxima.
   __device__ void load(int part) {
     fetch(part);
-    await_copies();
+    commit_copies();
+    wait_copies<0>();
     student_max = teacher_max = -__builtin_inff();
     int slot = 0;
     for (int pack = begin(part); pack < end(part); pack += plan.lanes(), ++slot) {
