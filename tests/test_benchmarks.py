@@ -34,6 +34,8 @@ def benchmark(tmp_path, *arguments):
     file = tmp_path / "record.json"
     command = [sys.executable, "-m", "pytest", "-q", "--benchmark-only", "--benchmark-quiet", *arguments]
     path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+    # xdist's workers switch measurements off, and say so to their children.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = subprocess.run(
         [*command, f"--benchmark-json={file}", "-p", "no:cacheprovider"],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,

@@ -5,9 +5,11 @@ Not here: the build for every architecture that makes it (`make cuda`); one smal
 
 import copy
 import json
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -54,12 +56,17 @@ def test_warps_that_registers_leave_room_for():
     ]
 
 
-@pytest.mark.skipif(not (shutil.which("nvcc") and shutil.which("ninja")), reason="nvcc and ninja are needed")
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is needed")
 def test_one_kernel_builds_for_all_architectures_as_recorded(tmp_path):
-    settings = ["-DPYKD_CARD=ON", "-DPYKD_CUDA_ARCHS=all", "-DPYKD_WERROR=ON"]
-    subprocess.run(["cmake", "-G", "Ninja", "-S", ROOT, "-B", tmp_path, *settings], check=True, capture_output=True)
-    build = ["cmake", "--build", tmp_path, "--target", "cuda/pool2d_cuda.o"]
-    log = subprocess.run(build, check=True, capture_output=True, text=True).stdout
+    tools = {**os.environ, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])}
+
+    def cmake(*arguments):
+        run = subprocess.run(["cmake", *arguments], capture_output=True, text=True, check=False, env=tools)
+        assert run.returncode == 0, run.stdout + run.stderr
+        return run.stdout
+
+    cmake("-G", "Ninja", "-S", ROOT, "-B", tmp_path, "-DPYKD_CARD=ON", "-DPYKD_CUDA_ARCHS=all", "-DPYKD_WERROR=ON")
+    log = cmake("--build", tmp_path, "--target", "cuda/pool2d_cuda.o")
     built = registers.record_of(log, tmp_path / "cuda")["kernels"]
     recorded = {name: kernel for name, kernel in RECORD["kernels"].items() if name.startswith("pool2d: ")}
     if registers.nvcc() == RECORD["nvcc"]:
