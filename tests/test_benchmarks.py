@@ -38,7 +38,7 @@ def benchmark(tmp_path, *arguments):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = subprocess.run(
         [*command, f"--benchmark-json={file}", "-p", "no:cacheprovider"],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
+        cwd=ROOT, env={**environment, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     assert "skipped" not in run.stdout.splitlines()[-1]
