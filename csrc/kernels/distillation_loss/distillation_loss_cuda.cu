@@ -409,6 +409,7 @@ __global__ void __launch_bounds__(most_threads(logits_of_pack(sizeof(Student), s
   const T hard = hard_scale<T>(a, plan, counts, shared);
   double total = 0;
   for (int64_t group = blockIdx.x; group < plan.groups; group += gridDim.x) {
+    if (group > blockIdx.x) __syncthreads();  // until the last row, which may be kept in other places, is done
     const int64_t row = group * plan.rows_of_block() + (threadIdx.x >> plan.log2_lanes);
     Row<T, Student, Teacher, kVectors, kReverse> thread(a, plan, weights, kept, row);
     if (row < a.rows) thread.sum();
