@@ -126,6 +126,19 @@ struct Mapped {
 template <typename T>
 using Vector = std::vector<T, Mapped<T>>;
 
+// Whether a call launches one kernel. A card does not count them.
+template <typename Call>
+bool launches_once(const Call& call) {
+#if defined(PYKD_CARD)
+  call();
+  return true;
+#else
+  const unsigned before = emulation::Device::get().launches;
+  call();
+  return emulation::Device::get().launches == before + 1;
+#endif
+}
+
 // ---- noise by its definition ---------------------------------------------------------------------------------------
 
 // Where every test's seed lies.

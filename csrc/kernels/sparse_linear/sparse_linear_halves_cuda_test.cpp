@@ -25,13 +25,13 @@ float value_of(uint16_t bits, DType dtype) {
 
 void test(const Case& c, DType dtype, std::mt19937& random) {
   const SparseMatrix w(c.rows, c.columns, c.height, c.width, c.density, random, 1, dtype);
-  std::vector<float> numbers = filled(c.batch * c.columns, random);
-  const std::vector<float> bias = filled(c.rows, random);
+  Vector<float> numbers = filled(c.batch * c.columns, random);
+  const Vector<float> bias = filled(c.rows, random);
   if (c.bad != 0) numbers[static_cast<size_t>(c.columns + 5)] = c.bad;
   struct alignas(16) Aligned {
     uint16_t halves[8];
   };
-  std::vector<Aligned> memory(numbers.size() / 8);  // exactly: a read beyond it is the sanitizer's
+  Vector<Aligned> memory(numbers.size() / 8);  // exactly: a read beyond it is the sanitizer's
   uint16_t* const input = reinterpret_cast<uint16_t*>(memory.data());
   for (size_t i = 0; i < numbers.size(); ++i) {
     input[i] = pykd::half_bits(numbers[i], dtype);
