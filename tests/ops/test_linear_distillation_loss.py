@@ -349,6 +349,14 @@ def test_teacher_gets_no_gradient_and_without_a_weight_is_not_read(device):
     assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_target_without_a_weight_is_not_read(shape, device):
+    tensors = layers((6, 8, 4, 3), torch.float32, device, seed=34)
+    target = torch.full(shape, 99, device=device)
+    assert in_chunks(4, *tensors, target).equal(in_chunks(4, *tensors, None))
+
+
 def products(function):
     """How many matrix products torch does."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

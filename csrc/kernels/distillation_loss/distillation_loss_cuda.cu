@@ -37,10 +37,12 @@ struct Plan : RowPlan {
     noisy_bytes = student_bytes + pack * (is_double ? 8 : 4);
     clean_bytes = student_bytes + pack * static_cast<int>(bytes_of(a.teacher_dtype));
     noisy_slots = clean_slots = static_cast<int>((packs - 1) / lanes() + 1);
-    // In how many parts a row is summed up must not depend on the rows beside it: a block alone takes fewer at a time.
+    // In how many parts a row is summed up must not depend on the rows beside it, and where it is kept depends on its
+    // noise: few rows have the blocks of many, none of which takes one row after another.
     if (may_exceed() && threads > least_threads()) {
       threads = least_threads();
       groups = (a.rows + rows_of_block() - 1) / rows_of_block();
+      blocks = static_cast<unsigned>(groups);
     }
     if (!a.batchmean || a.hard_weight == 0 || batch_rows(a) <= kRowsCounted) return;
     const int64_t wanted = (batch_rows(a) + kRowsOfCount - 1) / kRowsOfCount;

@@ -91,7 +91,7 @@ void run_chunks(RunChunk run, const LinearInputs& inputs, const Settings& settin
   Tensor teacher_hidden, teacher_weight;
   if (soft) teacher_hidden = inputs.teacher_hidden.contiguous(), teacher_weight = inputs.teacher_weight.contiguous();
   LossInputs batch = inputs.of_rows();
-  if (batch.target) batch.target = batch.target->contiguous();
+  batch.target = settings.hard_weight > 0 ? std::optional(batch.target->contiguous()) : std::nullopt;
 
   DistillationLoss whole{};
   DistillationLossOp::pack(whole, batch, settings);
