@@ -93,6 +93,31 @@ def test_the_tests_of_a_card_are_chosen_and_pykd_is_not_imported_from_the_tree(g
     assert "tests/ops/test_a_gpu.py" in call and "test_b.py" not in call
 
 
+def test_what_is_asked_for_most_is_measured_first(gpu):
+    benchmarks = gpu.out.parent / "tree" / "benchmarks"
+    for name in ("block_norm", "distillation_loss", "vocabulary_gpu"):
+        (benchmarks / f"test_{name}.py").write_text("@pytest.mark.gpu\n")
+    (benchmarks / "test_of_a_cpu.py").write_text("")
+    _, _, _, calls = gpu("bench")
+    (call,) = [line for line in calls.splitlines() if "--benchmark-only" in line]
+    files = re.findall(r"benchmarks/test_(\w+)\.py", call)
+    first = ["vocabulary_gpu", "linear_distillation_loss", "sparse_gpu", "distillation_loss"]
+    assert files == [*first, "block_norm"]
+    assert all((ROOT / "benchmarks" / f"test_{name}.py").exists() for name in first)
+
+
+@pytest.mark.parametrize("parts", [["sanitize"], ["build", "sanitize"]])
+def test_packages_come_as_wheels_once(gpu, parts):
+    wheel = gpu.out.parent / "wheels" / "a.whl"
+    wheel.parent.mkdir()
+    wheel.touch()
+    (gpu.out.parent / "bin" / "python3").write_text(
+        STAND_IN + '[[ $call != *wheels* ]] || mkdir -p "$PYKD_SITE/wheels"\n'
+    )
+    _, _, _, calls = gpu(*parts, PYKD_WHEELS=str(wheel.parent))
+    assert calls.count(str(wheel)) == 1 and calls.index(str(wheel)) < calls.index("cmake -G Ninja")
+
+
 def test_what_fails_is_told_and_the_next_part_runs(gpu):
     code, said, _, calls = gpu("test", "sanitize", "facts", FAIL="_memcheck$")
     assert code == 1
