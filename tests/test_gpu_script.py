@@ -155,6 +155,15 @@ def test_without_a_card_nothing_is_skipped_in_silence(gpu):
     assert "pytest" not in calls and not (gpu.out / "gpu.json").exists()
 
 
+def test_what_the_page_selects_is_there():
+    files = [file for folder in ("benchmarks", "tests") for file in (ROOT / folder).rglob("test_*.py")]
+    names = [file.stem for file in files if "mark.gpu" in file.read_text()]
+    selected = re.findall(r'PYKD_SELECT=(\w+|".+?")', (ROOT / "docs" / "gpu.md").read_text())
+    words = {word for each in selected for word in re.findall(r"\w+", each)} - {"or", "and", "not"}
+    assert len(words) > 10
+    assert [word for word in sorted(words) if not any(word in name for name in names)] == []
+
+
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
     scripts = [ROOT / "benchmarks" / "gpu.sh", ROOT / ".ci" / "run"]
