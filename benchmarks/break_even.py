@@ -20,7 +20,7 @@ Times = dict[float, dict[str, float]]  # seconds of each implementation, by dens
 
 
 def times_of(record: dict[str, Any]) -> dict[str, Times]:
-    """The medians over the blocks, by op, pattern and dtype."""
+    """The medians over the blocks, by op, pattern and dtype, where a record that was cut off has pykd and dense."""
     found: dict[str, dict[float, dict[str, list[float]]]] = {}
     for benchmark in record["benchmarks"]:
         info = benchmark["extra_info"]
@@ -29,10 +29,15 @@ def times_of(record: dict[str, Any]) -> dict[str, Times]:
         densities = found.setdefault(f"{info['op']} {info['pattern']}, {info['dtype']}", {})
         times = densities.setdefault(info["density"], {}).setdefault(info["implementation"], [])
         times.append(benchmark["stats"]["median"] / info.get("calls", 1))
-    return {
-        pattern: {density: {name: median(each) for name, each in times.items()} for density, times in densities.items()}
+    whole = {
+        pattern: {
+            density: {name: median(each) for name, each in times.items()}
+            for density, times in densities.items()
+            if "pykd" in times and not times.keys().isdisjoint(DENSE)
+        }
         for pattern, densities in found.items()
     }
+    return {pattern: times for pattern, times in whole.items() if times}
 
 
 def break_even(times: Times) -> str:

@@ -78,7 +78,7 @@ def ratios(row: Row) -> dict[str, float]:
     left_out = FLOORS | {MOVED, SHARE}
     peers = {name: time for name, time in row.items() if not name.startswith("pykd") and name not in left_out}
     others = {"torch / pykd": peers.get("torch"), "fastest peer / pykd": min(peers.values(), default=None)}
-    found = {name: other / row["pykd"] for name, other in others.items() if other and "pykd" in row}
+    found = {name: other / row["pykd"] for name, other in others.items() if other and row.get("pykd")}
     return found | ({SHARE: row[SHARE]} if SHARE in row else {})
 
 

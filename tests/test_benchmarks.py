@@ -76,6 +76,11 @@ def test_table_has_the_share_of_the_copy():
     assert "share" not in table.summary([record(row("pykd", 1.0), row("copy", 1.0))])
 
 
+def test_table_of_nothing_has_no_ratio():
+    rows = [row("pykd", 1.0, unit="peak MB", value=0.0), row("plain", 1.0, unit="peak MB", value=3.0)]
+    assert "| [2, 3] | 0.0 | 3.0 |  |" in table.tables(record(*rows))
+
+
 def test_gpu_benchmarks_run_on_the_cpu(tmp_path):
     found = benchmark(tmp_path, "-m", "gpu", "-p", "dry_run", "benchmarks")
     tables = table.tables_of(found)

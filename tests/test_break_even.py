@@ -54,3 +54,9 @@ def test_table(even):
         "| --- | ---: | ---: | ---: |",
         "| sparse_linear 16x16, float16 | 2.00 | 0.50 | 30% |",
     ]
+
+
+def test_what_was_cut_off_is_left_out(even):
+    record = {"benchmarks": [measured(0.1, "pykd", 2.0), measured(0.1, "torch", 4.0), measured(0.5, "pykd", 8.0)]}
+    assert even.table(record).splitlines()[2:] == ["| sparse_linear 16x16, float16 | 2.00 | > 10% |"]
+    assert len(even.table({"benchmarks": [measured(0.1, "torch", 4.0)]}).splitlines()) == 2

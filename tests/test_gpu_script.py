@@ -71,7 +71,7 @@ def test_all_parts_run_in_order_and_leave_their_files(gpu):
     assert code == 0, said
     places = [calls.index(word) for word in ("nvcc --version", "pip install", "-m pytest", "ctest", "--benchmark-only")]
     assert places == sorted(places)
-    assert "memcheck" in calls and "racecheck" in calls and "table.py" in calls
+    assert "_(mem|race)check$" in calls and "table.py" in calls
     texts = {"facts.txt", "build.txt", "test.txt", "sanitize.txt", "bench.txt", "summary.txt"}
     assert {file.name for file in gpu.out.iterdir()} == texts | {"gpu.json", "gpu.md"}
     for name in texts:
@@ -93,11 +93,36 @@ def test_the_tests_of_a_card_are_chosen_and_pykd_is_not_imported_from_the_tree(g
     assert "tests/ops/test_a_gpu.py" in call and "test_b.py" not in call
 
 
+def test_what_is_asked_for_most_is_measured_first(gpu):
+    benchmarks = gpu.out.parent / "tree" / "benchmarks"
+    for name in ("block_norm", "distillation_loss", "vocabulary_gpu"):
+        (benchmarks / f"test_{name}.py").write_text("@pytest.mark.gpu\n")
+    (benchmarks / "test_of_a_cpu.py").write_text("")
+    _, _, _, calls = gpu("bench")
+    (call,) = [line for line in calls.splitlines() if "--benchmark-only" in line]
+    files = re.findall(r"benchmarks/test_(\w+)\.py", call)
+    first = ["vocabulary_gpu", "linear_distillation_loss", "sparse_gpu", "distillation_loss"]
+    assert files == [*first, "block_norm"]
+    assert all((ROOT / "benchmarks" / f"test_{name}.py").exists() for name in first)
+
+
+@pytest.mark.parametrize("parts", [["sanitize"], ["build", "sanitize"]])
+def test_packages_come_as_wheels_once(gpu, parts):
+    wheel = gpu.out.parent / "wheels" / "a.whl"
+    wheel.parent.mkdir()
+    wheel.touch()
+    (gpu.out.parent / "bin" / "python3").write_text(
+        STAND_IN + '[[ $call != *wheels* ]] || mkdir -p "$PYKD_SITE/wheels"\n'
+    )
+    _, _, _, calls = gpu(*parts, PYKD_WHEELS=str(wheel.parent))
+    assert calls.count(str(wheel)) == 1 and calls.index(str(wheel)) < calls.index("cmake -G Ninja")
+
+
 def test_what_fails_is_told_and_the_next_part_runs(gpu):
-    code, said, _, calls = gpu("test", "sanitize", "facts", FAIL="_memcheck$")
+    code, said, _, calls = gpu("test", "sanitize", "facts", FAIL="check$")
     assert code == 1
     assert outcomes(said) == {"test": "went well", "sanitize": "failed with 1", "facts": "went well"}
-    assert "_racecheck$" in calls and "nvcc --version" in calls
+    assert "nvcc --version" in calls
 
 
 def test_benchmarks_that_fail_still_have_their_table(gpu):
@@ -128,6 +153,15 @@ def test_without_a_card_nothing_is_skipped_in_silence(gpu):
     code, said, _, calls = gpu("test", "bench", FAIL="torch finds no card")
     assert code == 1 and outcomes(said) == {"test": "failed with 1", "bench": "failed with 1"}
     assert "pytest" not in calls and not (gpu.out / "gpu.json").exists()
+
+
+def test_what_the_page_selects_is_there():
+    files = [file for folder in ("benchmarks", "tests") for file in (ROOT / folder).rglob("test_*.py")]
+    names = [file.stem for file in files if "mark.gpu" in file.read_text()]
+    selected = re.findall(r'PYKD_SELECT=(\w+|".+?")', (ROOT / "docs" / "gpu.md").read_text())
+    words = {word for each in selected for word in re.findall(r"\w+", each)} - {"or", "and", "not"}
+    assert len(words) > 10
+    assert [word for word in sorted(words) if not any(word in name for name in names)] == []
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
