@@ -30,7 +30,7 @@ tree=${self%/*/*}
 cd "$tree"
 
 out=$(realpath -m "${OUT:-benchmarks/results/gpu}")
-site=${PYKD_SITE:-/tmp/pykd-gpu}
+site=$(realpath -m "${PYKD_SITE:-/tmp/pykd-gpu}")
 wheels=$(realpath -m "${PYKD_WHEELS:-.whl}")
 python=${PYTHON:-python3}
 select=${PYKD_SELECT:-}

@@ -103,6 +103,9 @@ def test_gpu_benchmarks_run_on_the_cpu(tmp_path):
     assert all(
         {"pykd", "Liger KL", "Liger JSD", "plain"} <= each.keys() and "copy" not in each for each in peaks.values()
     )
+    fused = tables["linear_distillation_loss, peak MB"]
+    assert len(fused) == 2
+    assert all({"pykd", "pykd, unfused", "plain", "Liger fused JSD, beta 0"} <= each.keys() for each in fused.values())
 
 
 def test_epochs_run_with_pykd_and_without(tmp_path):
