@@ -5,6 +5,7 @@
 // the device's memory.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -43,8 +44,8 @@ struct Device {
   bool present = true;
   bool integrated = true;
   size_t memory = size_t{1} << 30;
-  int fails_after = -1;   // calls that may fail until one does; -1: none does
-  unsigned launches = 0;  // of kernels, so far
+  int fails_after = -1;                // calls that may fail until one does; -1: none does
+  std::atomic<unsigned> launches = 0;  // of kernels, so far
   size_t used = 0;
   std::map<char*, size_t> blocks{};
   std::recursive_mutex mutex{};  // plans of several threads
