@@ -78,4 +78,8 @@ def table(record: dict[str, Any]) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit("usage: python benchmarks/break_even.py RECORD.json")
-    print(table(json.loads(Path(sys.argv[1]).read_text())))
+    try:
+        record = json.loads(Path(sys.argv[1]).read_text())
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{sys.argv[1]} is no record of pytest-benchmark: {error}") from error
+    print(table(record))

@@ -54,7 +54,8 @@ clocks.max.mem,power.limit,power.max_limit,persistence_mode,ecc.mode.current,tem
   nvcc --version | tail -n 2 || code=1
   compute-sanitizer --version | tail -n 1 || code=1
   "$python" -c 'import sys, torch
-print("Python", sys.version.split()[0], "torch", torch.__version__, "CUDA", torch.version.cuda, torch.cuda.get_device_name())' ||
+print("Python", sys.version.split()[0], "torch", torch.__version__, "CUDA", torch.version.cuda)
+print(torch.cuda.get_device_name() if torch.cuda.is_available() else sys.exit("torch finds no card here"))' ||
     code=1
   "$python" -m pip list --disable-pip-version-check 2>/dev/null |
     grep -iE '^(accelerate|cmake|cupy|liger|ninja|numpy|pydantic|pytest|setuptools|torchvision|triton)' || true
