@@ -5,6 +5,7 @@ Torch and the pipelines are imported inside the commands that need them, so that
 
 import json
 import math
+import os
 import re
 import shlex
 import sys
@@ -25,7 +26,7 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"pykd: {error.name} is missing: run pip install 'pykd[train]'") from error
 
 import pykd
-from pykd.errors import Interrupted, PykdError
+from pykd.errors import Interrupted, PykdError, explained
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,28 +52,16 @@ class _Group(TyperGroup):
                 raise
             if ctx.obj:
                 traceback.print_exception(error)
-            code, sentence = _meaning(error)
-            typer.echo(f"pykd: {sentence}", err=True)
-            raise typer.Exit(code) from None
+            runs.tell(explained(error))
+            raise typer.Exit(_code(error)) from None
 
 
-def _meaning(error: BaseException) -> tuple[int, str]:
+def _code(error: BaseException) -> int:
     if isinstance(error, Interrupted):
-        return 128 + error.signum, str(error)
+        return 128 + error.signum
     if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted"
-    if isinstance(error, PykdError):
-        return 2 if isinstance(error, ConfigError) else 1, str(error)
-    if isinstance(error, ModuleNotFoundError):
-        return 1, f"{error.name} is missing: run pip install 'pykd[train]'"
-    if isinstance(error, ImportError):
-        return 1, str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return 1, f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return 1, "out of memory: take smaller networks or a smaller batch_size"
-    first_line = (str(error).splitlines() or [""])[0]
-    return 1, f"{type(error).__name__}: {first_line}; run again with --debug for the traceback"
+        return 130
+    return 2 if isinstance(error, ConfigError) else 1
 
 
 app = typer.Typer(
@@ -635,7 +624,7 @@ def reproduce(
 
     grids.check_methods(plan(Path()))  # mistakes are told before a folder is looked for
     out = grids.folder_of(f"reproduce-{paper}", out, resume).resolve()
-    if sentence := experiment.left_out(seeds, quick):
+    if (sentence := experiment.left_out(seeds, quick)) and runs.is_main_process():
         typer.echo(sentence, err=True)
 
     def record(finished: grids.Finished) -> dict[str, Any]:
@@ -679,6 +668,8 @@ def doctor() -> None:
 
 def main() -> None:
     """The console script ``pykd``."""
+    if "RANK" in os.environ:  # torch says there what it thinks of find_unused_parameters
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     app(prog_name="pykd")
 
 

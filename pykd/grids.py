@@ -113,7 +113,7 @@ def run_all(
             raise
         except PykdError as error:
             failures.append(str(error))
-            typer.echo(f"pykd: {error}", err=True)
+            runs.tell(str(error))
             continue
         finished = {}
         for (name, each), summary in zip(planned, summaries, strict=True):
