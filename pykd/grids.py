@@ -1,6 +1,7 @@
 """Grids: runs of several recipes, settings and seeds in one folder, and the table written after each of them."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -109,9 +110,10 @@ def run_all(
             if not summaries[number]:
                 _check_teachers(config, folder, out)
                 summaries[number] = runs.distill(config, folder, resume=resume, device=device).summary
-        except (ConfigError, Interrupted):
-            raise
         except PykdError as error:
+            alone = os.environ.get("WORLD_SIZE", "1") == "1"  # else it may be this process's, and the others wait
+            if isinstance(error, (ConfigError, Interrupted)) or not alone:
+                raise
             failures.append(str(error))
             runs.tell(str(error))
             continue

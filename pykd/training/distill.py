@@ -541,7 +541,7 @@ def _summarise(
                 "label": plan.labels[name],
                 "accuracy": correct / count,
                 "holdout_accuracy": held_correct / held_rows,
-                **describe(network, example, about),
+                **(describe(network, example, about) if context.accelerator.is_main_process else {}),
                 "best_epoch": result.get("best_epoch"),
                 "seconds": result.get("seconds"),
                 "facts": result.get("facts"),

@@ -105,8 +105,7 @@ def learning_rate(training: Training, step: int, steps: int) -> float:
     return training.lr
 
 
-def _optimizer(training: Training, parameters: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
-    fused = device.type in ("cpu", "cuda")
+def _optimizer(training: Training, parameters: list[nn.Parameter], *, fused: bool) -> torch.optim.Optimizer:
     common: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay, "fused": fused}
     if training.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=training.momentum, **common)
@@ -226,7 +225,8 @@ class Fit:
         parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         if not parameters:
             raise PykdError(f"{stage.name} has no trainable parameters: set requires_grad on those to train")
-        self._optimizer = _optimizer(self._training, parameters, self._device)
+        fused = self._device.type in ("cpu", "cuda") and not self._sharded  # torch divides no fused SGD
+        self._optimizer = _optimizer(self._training, parameters, fused=fused)
         self._network = self._module
         if self._world > 1:
             self._network = shared(run.accelerator, self._module, self._optimizer)

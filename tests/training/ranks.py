@@ -1,17 +1,20 @@
 """The same small runs by one process and by several; runs of several that fail, are killed, are resumed.
 
-``python ranks.py FOLDER`` prints one JSON line. Processes are forked, so that torch is imported once.
+``python ranks.py FOLDER`` prints one JSON line; ``python ranks.py FOLDER cuda`` does a network with batch
+normalisation on a card. Processes are forked, so that torch is imported once.
 """
 
+import faulthandler
+import gc
 import json
 import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,12 @@ from pykd.methods import METHODS, NoisyTeacher, StudentAlone
 from pykd.training import Batch
 
 torch.set_num_threads(1)
+HANGS = 60  # seconds after which a process says where it is, and ends
 
-# Float64: what two ways to add up differ by is then far below what one row more or less would make.
-DTYPE = torch.float64
+# What two ways to add up differ by is then far below what one row more or less would make.
+torch.set_default_dtype(torch.float64)
+pykd.training.distill.__globals__["describe"] = lambda *_: {}  # sizes and latencies, which take their time
+
 AT = {"teacher_at": ["3"], "student_at": ["3"]}
 FEATURES = {"reconstruction": "l2", "p": 2, "paraphraser": {"epochs": 1, "lr": 0.01, "batch_size": 20}, **AT}
 VARIATIONAL = {"warmup_start": 0.0, "warmup_end": 0.0, "log_sigma2": -4.0}
@@ -56,7 +62,7 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "sparse_vd": ("sparse_vd", VARIATIONAL),
     "bayesian_compression": ("bayesian_compression", VARIATIONAL),
     "channels": ("cross_distillation", {"fine_tune": "kd"}),
-    "weights": ("cross_distillation", {"groups": "weight", "linear": True, "fine_tune": "features"}),
+    "weights": ("cross_distillation", {"groups": "weight", "linear": True, "fine_tune": "labels"}),
 }
 PLAIN = Training(epochs=2, batch_size=20, optimizer="sgd", lr=0.05)
 PARTS = Training(epochs=2, batch_size=20, optimizer="adam", lr=0.01, accumulate=2, clip_norm=0.1)
@@ -65,9 +71,9 @@ PARTS = Training(epochs=2, batch_size=20, optimizer="adam", lr=0.01, accumulate=
 class Rows(Dataset):
     """Images of noise; the last batch of 20 has one row."""
 
-    def __init__(self, rows: int = 41, *, wrong: int | None = None, gone: bool = False) -> None:
+    def __init__(self, rows: int = 41, *, wrong: range = range(0), gone: bool = False) -> None:
         draw = torch.Generator().manual_seed(0)
-        self.inputs = torch.randn(rows, 1, 8, 8, generator=draw, dtype=DTYPE)
+        self.inputs = torch.randn(rows, 1, 8, 8, generator=draw)
         self.labels = torch.arange(rows) % 3
         self.wrong, self.gone = wrong, gone
 
@@ -78,22 +84,21 @@ class Rows(Dataset):
         if index == 1 and self.gone:
             raise FileNotFoundError(2, "No such file or directory", "one.png")
         label = self.labels[index]
-        return self.inputs[index], torch.tensor(7) if index == self.wrong else label, index
+        return self.inputs[index], torch.tensor(7) if index in self.wrong else label, index
 
 
 def network(seed: int) -> nn.Module:
     """Small, without batch normalisation."""
     torch.manual_seed(seed)
     maps = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU())
-    return nn.Sequential(*maps, nn.Flatten(), nn.Linear(96, 3)).to(DTYPE)
+    return nn.Sequential(*maps, nn.Flatten(), nn.Linear(96, 3))
 
 
 def train(method: Any, out: Path | None = None, **given: Any) -> pykd.training.Run:
     """A small run."""
     data = {"train": Rows(), "holdout": Rows(9), "training": PLAIN, "teacher": network(1), **given}
-    return pykd.distill(
-        method, student=network(2), baselines=[], out=out, device="cpu", progress=False, checkpoint_seconds=1e9, **data
-    )
+    data = {"student": network(2), "device": "cpu", **data}
+    return pykd.distill(method, baselines=[], out=out, progress=False, checkpoint_seconds=1e9, **data)
 
 
 def train_all(folder: Path, runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
@@ -113,7 +118,7 @@ def replace_epochs(training: Training, epochs: int) -> Training:
 
 
 def noise(inputs: Tensor, generator: torch.Generator) -> Tensor:
-    return inputs + torch.randn(inputs.shape, generator=generator, dtype=inputs.dtype)
+    return inputs + torch.randn(inputs.shape, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -175,9 +180,11 @@ def group(world: int, work: Callable[[], Any], **environment: str) -> list[Any]:
         source, sink = os.pipe()
         child = os.fork()
         if child == 0:
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), **environment)
+            faulthandler.dump_traceback_later(HANGS, exit=True)
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             if world > 1:
                 os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+            os.environ.update(environment)
             try:
                 os.write(sink, json.dumps(work()).encode())
             except BaseException as error:
@@ -200,22 +207,28 @@ def disagreeing() -> list[str]:
     return [
         told(lambda: train(StudentAlone(), training=replace_epochs(PLAIN, 3 + other))),
         told(lambda: train(StudentAlone(), train=Rows(41 + other))),
-        told(lambda: train(StudentAlone(), train=Rows(wrong=5 if other else None))),
+        told(lambda: train(StudentAlone(), train=Rows(wrong=range(6, 7) if other else range(0)))),
         told(lambda: train(NoisyTeacher(sigma=0.5 + other))),
         told(lambda: train(StudentAlone(), training=replace_epochs(PLAIN, 1))),
     ]
 
 
+def normalised(out: Path) -> None:
+    """A run of a network with batch normalisation on the one card, over gloo."""
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group("gloo")
+    student = network(2)
+    student[1] = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())
+    train(NoisyTeacher(), out, student=student, train=Rows(40), device="cuda")
+
+
 def main(folder: Path) -> None:
     """See the module."""
+    gc.freeze()  # what a stage collects at its end is then its own
     report: dict[str, Any] = {}
-    seconds: dict[str, float] = {}
 
-    def scenario(name: str, world: int, work: Callable[[], Any], **environment: str) -> list[Any]:
-        begun = time.monotonic()
+    def scenario(name: str, world: int, work: Callable[[], Any], **environment: str) -> None:
         report[name] = group(world, work, **environment)
-        seconds[name] = round(time.monotonic() - begun, 1)
-        return report[name]
 
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     scenario("one", 1, lambda: train_all(folder / "one", LOGITS | WHOLE))
@@ -229,7 +242,7 @@ def main(folder: Path) -> None:
         return given if os.environ["RANK"] == "1" else {}
 
     # The labels that processes compare are of every third row.
-    scenario("label", 2, lambda: told(lambda: train(StudentAlone(), train=Rows(**in_rank_1(wrong=1)))))
+    scenario("label", 2, lambda: told(lambda: train(StudentAlone(), train=Rows(**in_rank_1(wrong=range(1, 41, 3))))))
     scenario("file", 2, lambda: told(lambda: train(StudentAlone(), train=Rows(**in_rank_1(gone=True)))))
     scenario("nan", 2, lambda: told(lambda: disturbed(folder / "nan", do=lambda: torch.nan)))
 
@@ -245,16 +258,21 @@ def main(folder: Path) -> None:
     for kind, environment in (("ddp", {}), ("fsdp", fsdp)):
         whole, killed, saved = (folder / f"{kind}-{name}" for name in ("whole", "killed", "saved"))
         for world in (2, 3) if kind == "ddp" else (2,):
-            scenario(f"{kind} {world} whole", world, lambda: disturbed(whole / str(world)), **environment)
+            scenario(f"{kind} {world} whole", world, partial(disturbed, whole / str(world)), **environment)
             for number, out in ((signal.SIGKILL, killed / str(world)), (signal.SIGTERM, saved / str(world))):
                 name = f"{kind} {world} {number.name}"
-                scenario(name, world, lambda: told(lambda: disturbed(out, do=sent(number))), **environment)
-                scenario(f"{name} resumed", world, lambda: told(lambda: disturbed(out, resume=True)), **environment)
+                scenario(name, world, partial(told, partial(disturbed, out, do=sent(number))), **environment)
+                scenario(f"{name} resumed", world, partial(told, partial(disturbed, out, resume=True)), **environment)
         out = folder / f"{kind}-other"
-        scenario(f"{kind} other", 2, lambda: told(lambda: disturbed(out, do=sent(signal.SIGTERM))), **environment)
-        scenario(f"{kind} other resumed", 1, lambda: told(lambda: disturbed(out, resume=True)), **environment)
-    print(json.dumps({"report": report, "seconds": seconds}))
+        scenario(f"{kind} other", 2, partial(told, partial(disturbed, out, do=sent(signal.SIGTERM))), **environment)
+        scenario(f"{kind} other resumed", 1, partial(told, partial(disturbed, out, resume=True)), **environment)
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[2:] == ["cuda"]:
+        one, two = (Path(sys.argv[1]) / name for name in ("one", "two"))
+        said = {"one": group(1, lambda: normalised(one)), "two": group(2, lambda: normalised(two), LOCAL_RANK="0")}
+        print(json.dumps(said))
+    else:
+        main(Path(sys.argv[1]))
