@@ -139,7 +139,7 @@ def _reason(error: Exception) -> str:
         return f"{Path(str(error.filename)).name}: {error.strerror}"
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return f"{'.'.join(map(str, first['loc'])) or 'position'}: {first['msg']}"
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 

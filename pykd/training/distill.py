@@ -199,6 +199,7 @@ def distill(
                     for (name, module), how in zip(plan.teachers.items(), teacher_trainings, strict=True)
                 },
                 "student network": _fingerprint(plan.student, values=False),
+                "cache_logits": cache_logits,
                 "rows": [part and part.rows for part in (source, held_out, tested, teacher_source)],
             },
         )

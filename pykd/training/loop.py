@@ -398,16 +398,21 @@ class Fit:
         self._saved_at = time.monotonic()
 
     def _restore(self, saved: Saved) -> None:
-        self._at = saved.position
-        put_weights(self._module, saved.model, "the checkpoint")
+        at = self._at = saved.position
+        for values in (saved.best, saved.model):
+            if values or values is saved.model:
+                put_weights(self._module, values, "the checkpoint")
         try:
-            if self._at.epoch > self._epochs or self._at.step > self._steps:
-                raise ValueError(f"it stands in step {self._at.step} of {self._steps} after epoch {self._at.epoch}")
+            if at.epoch > self._epochs or at.step > self._steps:
+                where = f"step {at.step} of {self._steps} after epoch {at.epoch} of {self._epochs}"
+                raise ValueError(f"it stands in {where}")
             _load_optimizer(self._optimizer, saved.state["optimizer"])
             self._scaler.load_state_dict(saved.state["scaler"])
             if self._run.accelerator.is_main_process:  # they are a sum over the processes
                 self._losses.copy_(saved.state["losses"])
             self._random = saved.state["random"]
+            if self._rank < len(self._random):
+                set_random_state(self._random[self._rank])
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise PykdError(
                 f"the checkpoint of {self._stage.name} does not fit this run ({str(error).splitlines()[0]}): "
