@@ -137,7 +137,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: forged(folder, lambda content: content.update(format=2)), "of another version of pykd",
     ),
     "no position": (
-        lambda folder: forged(folder, lambda content: content.update(position=5)), "position: Input should be an object",
+        lambda folder: forged(folder, lambda content: content.update(position=5)), "position: Input should be an",
     ),
     "no sums": (lambda folder: forged(folder, lambda content: content.update(files=[])), "indices"),
     "a negative step": (position(step=-1), "step: Input should be greater than or equal to 0"),
