@@ -28,7 +28,7 @@ import plain_ops
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pykd.data
-from pykd import cli, config
+from pykd import config, runs
 from pykd.data.memory import InMemory
 from pykd.training.loop import Fit
 
@@ -92,7 +92,7 @@ def student(recipe: str, device: str, name: str) -> Fit:
             patch.setattr(module, "read", random_images(shape))
         patch.setattr(Fit, "run", run)
         try:
-            cli._distill(config.load(recipe, []), None, resume=False, device=device)
+            runs.distill(config.load(recipe, []), None, resume=False, device=device)
         except Reached as reached:
             fit: Fit = reached.args[0]
     begin(fit, max(0, fit._steps - WARM_UP))

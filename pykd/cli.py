@@ -3,16 +3,13 @@
 Torch and the pipelines are imported inside the commands that need them, so that help and mistakes are told at once.
 """
 
-import hashlib
 import json
 import math
-import os
 import re
 import shlex
 import sys
-import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,7 +19,8 @@ try:
     from typer.core import TyperGroup
 
     from pykd import config as recipes
-    from pykd.config import Config, ConfigError, Network
+    from pykd import grids, runs
+    from pykd.config import Config, ConfigError
 except ModuleNotFoundError as error:
     raise SystemExit(f"pykd: {error.name} is missing: run pip install 'pykd[train]'") from error
 
@@ -33,13 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch.nn import Module
 
-    from pykd.data import Splits
     from pykd.deploy import Model
-    from pykd.training import Run
 
-RUNS = Path("runs")
 MODEL_FILE = ".pykd.safetensors"
-ALL_ROWS = {"per_class": None, "rows": None, "augment_once": False}  # of the data; what cuts the students' alone
 
 
 class _Group(TyperGroup):
@@ -132,13 +126,13 @@ def distill(
     config = recipes.load(recipe, changes)
     name = recipes.recipe_name(recipe)
     if not resume:
-        out = out or _fresh(name)
+        out = out or runs.fresh(name)
     elif out is None:
-        out = _newest(name, "summary.json")
+        out = runs.newest(name, "summary.json")
     if resume and (out / "config.yaml").exists():
-        config = _continued(out, config, changes)
-    run = _distill(config, out, resume=resume, device=device)
-    if _is_main_process():
+        config = runs.continued(out, config, changes)
+    run = runs.distill(config, out, resume=resume, device=device)
+    if runs.is_main_process():
         from pykd.training import show
 
         show(run.summary)
@@ -160,21 +154,21 @@ def evaluate(
     if run.name.endswith(MODEL_FILE):
         _evaluate_file(run, assignments or [])
         return
-    folder, role, config = _located(run, assignments or [])
+    folder, role, config = runs.located(run, assignments or [])
 
     from pykd import data
     from pykd.training import evaluate as measure
 
-    labels = _labels(config)
-    files = {each: _weights_file(folder, each) for each in ([role] if role else labels)}
+    labels = runs.labels(config)
+    files = {each: runs.weights_file(folder, each) for each in ([role] if role else labels)}
     files = {role: file for role, file in files.items() if file.exists()}
     if not files:
         raise PykdError(f"{folder} holds no weights yet: finish the run with --resume --out {folder}")
     splits = data.load(config.data, seed=config.seed)
-    about = _about(config, splits)
+    about = runs.about(config, splits)
     rows = []
     for role, file in files.items():
-        network = _finished_network(config, role, file, splits)
+        network = runs.finished_network(config, role, file, splits)
         rows.append({"name": role, "label": labels[role], **measure(network, splits.test, about)})
     _show_sizes(rows, folder)
 
@@ -186,7 +180,7 @@ def _evaluate_file(file: Path, assignments: Sequence[str]) -> None:
     network = deploy.load(file)
     beside = file.parent / "config.yaml"
     if beside.is_file():
-        config = _stored(file.parent, assignments)
+        config = runs.stored(file.parent, assignments)
         described, seed = config.data, config.seed
     else:
         described, seed = recipes.load_data(network.model.provenance.get("data"), assignments), 0
@@ -199,7 +193,7 @@ def _show_sizes(rows: list[dict[str, Any]], folder: Path) -> None:
     """The table of networks' sizes beside that of the teacher in ``folder``, where there is one."""
     from pykd.training import show
 
-    if (teacher := _weights_file(folder, "teacher")).exists():
+    if (teacher := runs.weights_file(folder, "teacher")).exists():
         dense = teacher.stat().st_size
         for row in rows:
             row["ratio"] = dense / row["bytes"]
@@ -241,7 +235,7 @@ def export(
     sides = re.fullmatch(r"([1-9]\d{0,6})x([1-9]\d{0,6})", block or "1x1")
     if not sides:
         raise ConfigError(f"--block {block}: write rows and columns, e.g. 4x4")
-    folder, role, config = _located(run, assignments or [])
+    folder, role, config = runs.located(run, assignments or [])
     role = role or "student"
 
     from pykd import data
@@ -251,12 +245,12 @@ def export(
     from pykd.deploy.tracing import described
     from pykd.training.measure import agreement
 
-    if not (weights := _weights_file(folder, role)).exists():
+    if not (weights := runs.weights_file(folder, role)).exists():
         raise PykdError(f"{folder} holds no weights of {role}: finish the run with --resume --out {folder}")
     splits = data.load(config.data, seed=config.seed)
-    network = _finished_network(config, role, weights, splits)
+    network = runs.finished_network(config, role, weights, splits)
     example = splits.holdout[0][0][None]
-    about = _about(config, splits)
+    about = runs.about(config, splits)
     shape = (int(sides[1]), int(sides[2]))
     model = described(network, example, values=values, block=shape, licence=licence, **about)
     content = to_bytes(model)
@@ -277,7 +271,7 @@ def export(
         )
     write_atomically(output, content, then="export again")
     line = f"{output}: {len(content):,} bytes"
-    if (teacher := _weights_file(folder, "teacher")).exists():
+    if (teacher := runs.weights_file(folder, "teacher")).exists():
         dense = teacher.stat().st_size
         line += f", {dense / len(content):.1f} times smaller than the teacher's float32 file ({dense:,})"
     typer.echo(line, err=True)
@@ -577,25 +571,25 @@ def compare(
     Teachers that would be trained alike, from one seed, are trained once: the first run's serves the others. So it
     is, too, where data.per_class differs, which cuts the students' rows alone.
     """
-    runs = _grid(recipe, grid or [], assignments or [], seeds)
-    _check_methods(runs)
-    out = _grid_folder(f"compare-{recipes.recipe_name(recipe[0])}", out, resume).resolve()
+    planned = grids.plan(recipe, grid or [], assignments or [], seeds)
+    grids.check_methods(planned)
+    out = grids.folder_of(f"compare-{recipes.recipe_name(recipe[0])}", out, resume).resolve()
 
-    def write(finished: Finished) -> str:
+    def write(finished: grids.Finished) -> str:
         from pykd.report import compared, markdown
         from pykd.report.tables import ran_with
 
         record = {
             "recipes": [recipes.recipe_name(each) for each in recipe],
-            "changes": _deciding(assignments or []),
+            "changes": grids.deciding(assignments or []),
             "grid": grid or [],
-            "environment": ran_with(_environment(finished, out)),
+            "environment": ran_with(grids.environment(finished, out)),
             "rows": compared(finished),
         }
-        return _write_table(out / "table", markdown(record), record)
+        return grids.write_table(out / "table", markdown(record), record)
 
-    runs = _with_shared_teachers(runs, out)
-    _run_all(runs, out, write, resume=resume, device=device, draw=lambda finished: _draw(finished, out))
+    planned = grids.with_shared_teachers(planned, out)
+    grids.run_all(planned, out, write, resume=resume, device=device, draw=lambda finished: grids.draw(finished, out))
 
 
 @app.command()
@@ -639,27 +633,27 @@ def reproduce(
     def plan(out: Path) -> list[tuple[str, Config]]:
         return experiment.runs(data, changes, seeds=seeds, out=out, quick=quick)
 
-    _check_methods(plan(Path()))  # mistakes are told before a folder is looked for
-    out = _grid_folder(f"reproduce-{paper}", out, resume).resolve()
+    grids.check_methods(plan(Path()))  # mistakes are told before a folder is looked for
+    out = grids.folder_of(f"reproduce-{paper}", out, resume).resolve()
     if sentence := experiment.left_out(seeds, quick):
         typer.echo(sentence, err=True)
 
-    def record(finished: Finished) -> dict[str, Any]:
-        environment = _environment(finished, out)
-        return experiment.record(finished, changes=_deciding(changes), quick=quick, environment=environment)
+    def record(finished: grids.Finished) -> dict[str, Any]:
+        environment = grids.environment(finished, out)
+        return experiment.record(finished, changes=grids.deciding(changes), quick=quick, environment=environment)
 
-    def write(finished: Finished) -> str:
+    def write(finished: grids.Finished) -> str:
         found = record(finished)
-        return _write_table(out / "reproduce", experiment.markdown(found), found)
+        return grids.write_table(out / "reproduce", experiment.markdown(found), found)
 
-    def draw(finished: Finished) -> None:
+    def draw(finished: grids.Finished) -> None:
         from pykd._files import write_atomically
 
         for name, figure in experiment.figures(record(finished)).items():
             write_atomically(out / name, figure)
 
-    runs = _with_shared_teachers(plan(out), out)
-    _run_all(runs, out, write, resume=resume, device=device, draw=draw)
+    planned = grids.with_shared_teachers(plan(out), out)
+    grids.run_all(planned, out, write, resume=resume, device=device, draw=draw)
 
 
 @app.command("recipes")
@@ -681,328 +675,6 @@ def doctor() -> None:
     for topic, finding in findings.items():
         typer.echo(f"{topic:{width}}  {finding}")
     raise typer.Exit(0 if usable else 1)
-
-
-def _distill(config: Config, out: Path, *, resume: bool, device: str | None) -> "Run":
-    from pykd import data
-    from pykd.methods import METHODS
-
-    method = _method(config, METHODS)
-    splits = data.load(config.data, seed=config.seed)
-    return pykd.distill(
-        method,
-        teacher=[
-            _network(config.teacher, "teacher", splits),
-            *(_network(each, f"more_teachers.{n}", splits) for n, each in enumerate(config.more_teachers)),
-        ],
-        student=_network(config.student, "student", splits),
-        train=splits.train,
-        teacher_train=splits.teacher_train,
-        holdout=splits.holdout,
-        test=splits.test,
-        teacher_training=[None if each.weights else each.training for each in config.teachers.values()],
-        training=config.student.training,
-        baselines=config.baselines,
-        out=out,
-        seed=config.seed,
-        resume=resume,
-        device=device,
-        config=config,
-        about=_about(config, splits),
-    )
-
-
-def _located(run: Path, assignments: Sequence[str]) -> tuple[Path, str | None, Config]:
-    """The run folder that ``run`` is or lies in, the network whose weights it is, and the run's settings."""
-    if not run.is_file():
-        return run, None, _stored(run, assignments)
-    config = _stored(run.parent, assignments)
-    if run.stem not in (labels := _labels(config)):
-        raise ConfigError(f"{run} is none of a run's weights: {', '.join(f'{each}.safetensors' for each in labels)}")
-    return run.parent, run.stem, config
-
-
-def _labels(config: Config) -> dict[str, str]:
-    """The networks of a run, and what a table calls them."""
-    from pykd.methods import METHODS
-
-    method = _method(config, METHODS)
-    labels = {name: name for name in config.teachers}
-    labels |= {name: each.label for name, each in method.comparisons().items() if name in config.baselines}
-    return labels | {"student": method.label}
-
-
-def _weights_file(folder: Path, role: str) -> Path:
-    return folder / f"{role}.safetensors"
-
-
-def _finished_network(config: Config, role: str, file: Path, splits: "Splits") -> "Module":
-    described = config.teachers.get(role, config.student)
-    return _network(described.model_copy(update={"weights": str(file)}), role, splits)()
-
-
-def _about(config: Config, splits: "Splits") -> dict[str, Any]:
-    """What a model file says beside the network."""
-    anywhere = config.data.model_copy(update={"root": None, "download": False})
-    settings = config.model_copy(update={"data": anywhere}).to_yaml()
-    recipe = hashlib.sha256(settings.encode()).hexdigest()[:16]
-    origin = {"method": config.method["name"], "seed": config.seed, "recipe": recipe, "data": config.data.name}
-    return {"normalization": splits.train.normalize, "class_names": splits.class_names, "provenance": origin}
-
-
-def _method(config: Config, methods: Mapping[str, Any]) -> Any:
-    fields = dict(config.method)
-    return recipes.construct(recipes.choose(methods, fields.pop("name"), "method.name"), fields, "method")
-
-
-def _network(described: Network, key: str, splits: "Splits") -> "Callable[[], Module]":
-    """Makes the network, with its weights where the recipe names a file of them."""
-    from pykd.models import NETWORKS
-    from pykd.training import load_weights
-
-    factory = recipes.choose(NETWORKS, described.name, f"{key}.name")
-
-    def make() -> "Module":
-        shape = {"in_shape": splits.in_shape, "classes": splits.classes}
-        module = recipes.construct(factory, described.arguments, key, **shape)
-        if described.weights:
-            load_weights(module, described.weights)
-        return module
-
-    return make
-
-
-Finished = Mapping[str, Sequence[Mapping[str, Any]]]
-
-
-def _run_all(
-    runs: Sequence[tuple[str, Config]],
-    out: Path,
-    write: Callable[[Finished], str],
-    *,
-    resume: bool,
-    device: str | None,
-    draw: Callable[[Finished], None] | None = None,
-) -> None:
-    """Does the runs of a grid that are not finished; after each, ``write`` writes the table of all that are.
-
-    At the end ``draw`` makes figures.
-    """
-    summaries = [_finished(out / variant / f"seed-{config.seed}", config) for variant, config in runs]
-    _check_begun(runs, out)
-    _check_data([config for (_, config), summary in zip(runs, summaries, strict=True) if not summary])
-    failures = []
-    finished: dict[str, list[dict[str, Any]]] = {}
-    text = ""
-    for number, (variant, config) in enumerate(runs):
-        folder = out / variant / f"seed-{config.seed}"
-        if _is_main_process():
-            typer.echo(f"[{number + 1}/{len(runs)}] {folder}", err=True)
-        try:
-            if not summaries[number]:
-                _check_teachers(config, folder, out)
-                summaries[number] = _distill(config, folder, resume=resume, device=device).summary
-        except (ConfigError, Interrupted):
-            raise
-        except PykdError as error:
-            failures.append(str(error))
-            typer.echo(f"pykd: {error}", err=True)
-            continue
-        finished = {}
-        for (name, each), summary in zip(runs, summaries, strict=True):
-            if summary:
-                finished.setdefault(name, []).append({"seed": each.seed, **summary})
-        if _is_main_process():
-            text = write(finished)
-    typer.echo(text, nl=False)
-    if draw and finished and _is_main_process():
-        try:
-            draw(finished)
-        except ImportError as error:
-            typer.echo(str(error), err=True)
-    if failures:
-        raise PykdError(f"{len(failures)} of {len(runs)} runs failed, the first: {failures[0]}")
-
-
-def _check_methods(runs: Sequence[tuple[str, Config]]) -> None:
-    """Raises for a method or a baseline that no run could have, before the first one starts."""
-    from pykd.methods import METHODS
-
-    for _, config in runs:
-        comparisons = _method(config, METHODS).comparisons()
-        for name in config.baselines:
-            recipes.choose(comparisons, name, "baselines")
-
-
-def _check_begun(runs: Sequence[tuple[str, Config]], out: Path) -> None:
-    """Raises for a run that has begun with other settings, before any goes on: one table holds runs of one kind."""
-    from pykd.training.run_folder import require_same
-
-    for variant, config in runs:
-        folder = out / variant / f"seed-{config.seed}"
-        if (folder / "config.yaml").is_file():
-            require_same(_stored(folder).model_dump(mode="json"), config.model_dump(mode="json"), str(folder))
-
-
-def _check_data(configs: Sequence[Config]) -> None:
-    """Raises for data that cannot be read, before the first run starts."""
-    from pykd import data
-
-    whole = {repr(each): each for config in configs for each in [config.data.model_copy(update=ALL_ROWS)]}
-    for each in whole.values():
-        data.load(each, seed=0)
-
-
-def _check_teachers(config: Config, folder: Path, out: Path) -> None:
-    """Raises where another run of the grid should have trained a teacher of this one, and has not."""
-    for teacher in config.teachers.values():
-        if teacher.weights and out in Path(teacher.weights).parents and not Path(teacher.weights).exists():
-            raise PykdError(f"{folder} is left out: {Path(teacher.weights).parent} has not trained its teacher")
-
-
-def _deciding(changes: Sequence[str]) -> list[str]:
-    """The assignments that decide results: others, paths among them, are no concern of a table's reader."""
-    from pykd.training.run_folder import FREE_SETTINGS
-
-    return [each for each in changes if each.partition("=")[0].strip() not in FREE_SETTINGS]
-
-
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _fresh(name: str) -> Path:
-    if "RANK" in os.environ:
-        raise ConfigError("several processes need one folder: give --out")
-    return RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _grid_folder(name: str, out: Path | None, resume: bool) -> Path:
-    if resume:
-        return out or _newest(name)
-    out = out or _fresh(name)
-    if out.is_dir() and any(out.iterdir()):
-        raise PykdError(f"{out} is not empty: continue it with --resume, or give another --out")
-    return out
-
-
-def _newest(name: str, until: str | None = None) -> Path:
-    """The newest folder of a recipe's runs that does not hold the file ``until``."""
-    mine = re.compile(re.escape(name) + r"-\d{8}-\d{6}")
-    folders = [path for path in RUNS.glob("*") if mine.fullmatch(path.name) and not (until and (path / until).exists())]
-    if not folders:
-        raise PykdError(f"{RUNS} holds no unfinished run of {name}: leave --resume out to start one, or give --out")
-    return max(folders)
-
-
-def _stored(folder: Path, changes: Sequence[str] = ()) -> Config:
-    file = folder / "config.yaml"
-    if not file.is_file():
-        raise PykdError(f"{folder} is not a run folder: it holds no config.yaml")
-    return recipes.load(str(file), changes)
-
-
-def _continued(out: Path, config: Config, changes: Sequence[str]) -> Config:
-    """The settings to resume ``out`` with: its own, unless the command line changes some."""
-    stored = _stored(out)
-    for key, mine, its in (
-        ("method.name", config.method["name"], stored.method["name"]),
-        ("data.name", config.data.name, stored.data.name),
-    ):
-        if mine != its:
-            raise PykdError(f"{out} is a run of another recipe, with {key} {its}, not {mine}: give another --out")
-    return _stored(out, changes)
-
-
-def _grid(names: Sequence[str], axes: Sequence[str], changes: Sequence[str], seeds: int) -> list[tuple[str, Config]]:
-    """Every run's variant, which names its folder, and settings; all are checked before the first one starts."""
-    variants: dict[str, list[Config]] = {}
-    for name in names:
-        for choice in recipes.grid(axes):
-            first = recipes.load(name, [*changes, *choice])
-            words = [recipes.recipe_name(name), *choice]
-            variant = re.sub(r"[^\w.,=+-]+", "_", "+".join(words).replace('"', ""))
-            if variant in variants:
-                raise ConfigError(f"two of the runs would both be called {variant}: rename a recipe or change --grid")
-            seeds_of = [f"seed={first.seed + number}" for number in range(seeds)]
-            variants[variant] = [recipes.load(name, [*changes, *choice, seed]) for seed in seeds_of]
-    return [(variant, config) for variant, configs in variants.items() for config in configs]
-
-
-def _finished(folder: Path, config: Config) -> dict[str, Any] | None:
-    """The summary of a run that needs no more work."""
-    try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return summary if _stored(folder) == config else None
-
-
-def _with_shared_teachers(runs: Sequence[tuple[str, Config]], out: Path) -> list[tuple[str, Config]]:
-    """Of the runs that would train equal teachers, the first does; the others read the weights from its folder.
-
-    A run that has begun keeps the teachers it has, and of those that train some, one that has done so comes first.
-    """
-    folders = [out / variant / f"seed-{config.seed}" for variant, config in runs]
-    sources: dict[str, Path] = {}
-    shared = list(runs)
-    for index in sorted(range(len(runs)), key=lambda index: not _weights_file(folders[index], "teacher").exists()):
-        (variant, config), folder = runs[index], folders[index]
-        if any(teacher.weights for teacher in config.teachers.values()):
-            continue
-        data = config.data.model_dump(exclude=set(ALL_ROWS))
-        key = repr((config.seed, data, {name: each.model_dump() for name, each in config.teachers.items()}))
-        source = sources.get(key, folder)
-        if (folder / "config.yaml").is_file():
-            weights = _stored(folder).teacher.weights
-            source = Path(weights).parent if weights else folder
-        sources.setdefault(key, source)
-        if source != folder:
-            teacher, *more = (
-                each.model_copy(update={"weights": str(_weights_file(source, name))})
-                for name, each in config.teachers.items()
-            )
-            shared[index] = variant, config.model_copy(update={"teacher": teacher, "more_teachers": more})
-    return shared
-
-
-def _environment(finished: Finished, out: Path) -> dict[str, Any]:
-    """What the first of the runs was done with."""
-    variant, (first, *_) = next(iter(finished.items()))
-    environment: dict[str, Any] = json.loads(
-        (out / variant / f"seed-{first['seed']}" / "environment.json").read_bytes()
-    )
-    return environment
-
-
-def _draw(finished: Finished, out: Path) -> None:
-    """The figures of a comparison: of all its runs, and of the networks of every variant's first one."""
-    from pykd import report
-    from pykd._files import write_atomically
-
-    rows = report.compared(finished)
-    if any(row["file_bytes"]["values"] for row in rows if row["name"] != "teacher"):
-        write_atomically(out / "error-bytes.svg", report.error_against_bytes(rows))
-    for variant, (first, *_) in finished.items():
-        for row in first["rows"]:
-            title = f"{variant}, {row['label']}, seed {first['seed']}"
-            name = f"{variant}-{row['name']}.svg"
-            layers = (row.get("facts") or {}).get("layers", {})
-            if any("log_alpha" in layer for layer in layers.values()):
-                write_atomically(out / f"log-alpha-{name}", report.log_alpha(row["facts"], title))
-            if any(layer["kept"] < layer["weights"] for layer in layers.values()):
-                weights = _weights_file(out / variant / f"seed-{first['seed']}", row["name"])
-                figure = report.sparsity(weights, layers, title, first.get("input_shape"))
-                write_atomically(out / f"sparsity-{name}", figure)
-
-
-def _write_table(file: Path, text: str, data: Any) -> str:
-    """Writes ``file`` with the endings .md and .json; returns what the first holds."""
-    from pykd._files import write_atomically
-
-    write_atomically(file.with_suffix(".md"), f"{text}\n".encode())
-    write_atomically(file.with_suffix(".json"), (json.dumps(data, indent=2) + "\n").encode())
-    return f"{text}\n"
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pykd import cli
+from pykd import grids
 from pykd.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -301,8 +301,8 @@ def test_equal_teachers_are_trained_once(here):
 
 
 def test_different_teachers_are_not_shared(here):
-    grid = cli._grid([DIGITS], ["teacher.widths=[8],[9]", "data.holdout=0.1,0.2", "method.sigma=0,1"], [], 2)
-    weights = [config.teacher.weights for _, config in cli._with_shared_teachers(grid, here)]
+    grid = grids.plan([DIGITS], ["teacher.widths=[8],[9]", "data.holdout=0.1,0.2", "method.sigma=0,1"], [], 2)
+    weights = [config.teacher.weights for _, config in grids.with_shared_teachers(grid, here)]
     own = [None, None]
     expected = []
     for variant, _ in grid[::4]:

@@ -219,13 +219,13 @@ def test_finished_runs_are_not_repeated(finished):
 def test_an_interrupted_grid_goes_on_to_the_same_figures(finished):
     code = f"""
 import os, signal
-from pykd import cli
-runs, distill = iter(range(8)), cli._distill
+from pykd import cli, runs
+numbers, distill = iter(range(8)), runs.distill
 def interrupted(*arguments, **options):
-    if next(runs) == 3:
+    if next(numbers) == 3:
         os.kill(os.getpid(), signal.SIGINT)
     return distill(*arguments, **options)
-cli._distill = interrupted
+runs.distill = interrupted
 cli.app({[*QUICK, "--out", "grid"]})
 """
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -24,9 +24,10 @@ from typer.testing import CliRunner
 
 import pykd
 from pykd import data
-from pykd.cli import _with_shared_teachers, app
+from pykd.cli import app
 from pykd.config import ConfigError, Data, Training, load
 from pykd.errors import PykdError
+from pykd.grids import with_shared_teachers
 
 HAS_MNIST = (Path(os.environ.get("PYKD_DATA", "nowhere")) / "MNIST" / "raw").is_dir()
 
@@ -192,7 +193,7 @@ def test_files_augmented_once_are_decoded_where_they_fit(tmp_path):
 def test_few_rows_are_no_reason_for_another_teacher(tmp_path):
     changes = ["data.per_class=3", "data.rows=9", "data.rows=9", "data.augment_once=true", "data.augment=crop"]
     runs = [(str(number), load("noisy_teacher-digits", [change])) for number, change in enumerate(changes)]
-    shared = [config.teacher.weights for _, config in _with_shared_teachers(runs, tmp_path)]
+    shared = [config.teacher.weights for _, config in with_shared_teachers(runs, tmp_path)]
     assert shared == [None, *[str(tmp_path / "0" / "seed-0" / "teacher.safetensors")] * 3, None]
 
 

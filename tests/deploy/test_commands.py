@@ -75,7 +75,7 @@ def test_export_refuses_answers_that_outgrow_float16(folder, out, monkeypatch):
     large = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 10))
     for layer in large[1::2]:
         nn.init.constant_(layer.weight, 6e4)
-    monkeypatch.setattr("pykd.cli._finished_network", lambda *_: large)
+    monkeypatch.setattr("pykd.runs.finished_network", lambda *_: large)
     file = out.with_name("student.onnx")
     said = run("export", folder, "-o", file, "--format", "onnx", "--values", "float16", code=1).stderr
     assert "not finite: export with --values float32" in said
