@@ -29,7 +29,7 @@ MARKS = 10  # on a line
 BESIDE = 1.015  # from a network's marks to the next one's, on a logarithmic axis
 
 
-def error_against_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def error_against_bytes(rows: Sequence[Mapping[str, Any]], *, narrow: bool = False) -> bytes:
     """Test error over the bytes of the model file: a mark for each network of each variant, with its spread over seeds.
 
     Marks of one network are joined from the smallest file to the largest and say what their variant changes; the
@@ -37,6 +37,7 @@ def error_against_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
     Args:
         rows: what :func:`pykd.report.compared` gives.
+        narrow: as a telephone shows it, with fewer numbers and without a legend.
 
     Returns:
         An SVG file.
@@ -67,7 +68,7 @@ def error_against_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
                     axes.plot(sizes, [100 * each for each in errors], mark, color=colour, markersize=3, alpha=0.35)
                 if len(places) > 1:
                     change = re.sub(r"(\w+\.)+(?=\w+=)", "", row["run"].partition("+")[2])
-                    axes.annotate(change, (size, error), (4, 4), textcoords="offset points", fontsize=6, color=colour)
+                    axes.annotate(change, (size, error), (4, 4), textcoords="offset points", fontsize=7, color=colour)
             of = [places[place] for place in sorted(places)]
             axes.errorbar(
                 [row["file_bytes"]["mean"] for row in of],
@@ -89,14 +90,16 @@ def error_against_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
                 top = axes.get_xaxis_transform()
                 axes.text(size / factor, 1.01, f"{factor}x", transform=top, ha="center", fontsize=7)
         axes.set_xscale("log", subs=())
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if narrow and high > 30 * low else (1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("bytes of the model file")
         axes.set_ylabel("test error, %")
         axes.grid(linewidth=0.3, alpha=0.5)
-        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+        if not narrow:
+            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
 
-    return svg((8.0, 4.5), draw)
+    return svg((4.2, 3.2) if narrow else (8.0, 4.5), draw)
 
 
 def error_against_k(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
@@ -268,7 +271,7 @@ def sparsity_panels(
     return panels
 
 
-def learning_curves(stages: Mapping[str, Sequence[Mapping[int, float]]], title: str, looks: Sequence[str]) -> bytes:
+def learning_curves(stages: Mapping[str, Sequence[Mapping[int, float]]], title: str, looks: Mapping[str, int]) -> bytes:
     """A figure over the epochs: a line a stage, the mean over its seeds, in a band from the least to the largest.
 
     Values that span more than a factor of 10, none of them 0, are drawn on a logarithmic axis.
@@ -276,7 +279,7 @@ def learning_curves(stages: Mapping[str, Sequence[Mapping[int, float]]], title: 
     Args:
         stages: for each the values by epoch of every seed.
         title: of the vertical axis.
-        looks: all stages that have a colour and a mark, in an order that no figure changes.
+        looks: for each the number of its colour and mark.
 
     Returns:
         An SVG file.
@@ -285,7 +288,7 @@ def learning_curves(stages: Mapping[str, Sequence[Mapping[int, float]]], title: 
         ImportError: matplotlib is missing.
 
     Example:
-        >>> learning_curves({"teacher": [{1: 0.5, 2: 0.25}]}, "loss", ["teacher"])[:5]
+        >>> learning_curves({"teacher": [{1: 0.5, 2: 0.25}]}, "loss", {"teacher": 0})[:5]
         b'<?xml'
     """
     every = [value for seeds in stages.values() for of in seeds for value in of.values()]
@@ -295,7 +298,7 @@ def learning_curves(stages: Mapping[str, Sequence[Mapping[int, float]]], title: 
 
         axes = figure.add_subplot()
         for name, seeds in stages.items():
-            number = looks.index(name)
+            number = looks[name]
             colour, mark = LOOKS[number % len(LOOKS)]
             epochs = sorted({epoch for of in seeds for epoch in of})
             values = [[of[epoch] for of in seeds if epoch in of] for epoch in epochs]
@@ -312,6 +315,8 @@ def learning_curves(stages: Mapping[str, Sequence[Mapping[int, float]]], title: 
             )
         if 0 < 10 * min(every, default=0) < max(every, default=0):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel(title)
@@ -365,7 +370,7 @@ def _map(
     axes.set_xlabel(sides[0])
     axes.set_ylabel(sides[1])
     assert axes.figure is not None
-    axes.figure.colorbar(image, ax=axes).set_label("kept, %", fontsize=7)
+    axes.figure.colorbar(image, ax=axes).set_label("kept, %", fontsize=8)
 
 
 def _shares(kept: NDArray[np.bool_], cells: int) -> NDArray[np.float64]:

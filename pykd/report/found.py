@@ -15,7 +15,7 @@ from pykd.config import ConfigError, mapping
 from pykd.errors import PykdError
 
 SEED = re.compile(r"seed-(\d+)")  # the folder of one run of several that differ in the seed alone
-RECORDS = ("reproduce", "sweep", "table")  # what a grid's folder may hold, as .md, as .json or as both
+RECORDS = ("reproduce", "sweep")  # what a grid's folder may hold beside its runs, as .md, as .json or as both
 LARGEST_CONFIG_BYTES = 20_000
 
 
@@ -57,6 +57,11 @@ class Found:
         return str((self.summary or {}).get("measured_on", "test"))
 
     @property
+    def started(self) -> str:
+        """When, to the minute."""
+        return str(self.environment.get("started", ""))[:16].replace("T", " ")
+
+    @property
     def state(self) -> str:
         """How far it came."""
         if self.summary:
@@ -85,25 +90,25 @@ def find(places: Sequence[Path]) -> tuple[list[Found], list[Path]]:
     Raises:
         PykdError: a place that is no folder, or holds neither a run nor a record.
     """
-    runs: dict[Path, Path] = {}  # to the place it was found in
+    runs: dict[Path, tuple[Path, Path]] = {}  # the folder as it was found, and where
     records: dict[Path, None] = {}
     for place in places:
         if not place.is_dir():
             raise PykdError(f"{place} is no folder: give run folders, or folders of pykd compare, reproduce or sweep")
         own = list(_run_folders(place))
-        grid = [place / name for name in RECORDS if any((place / f"{name}{end}").is_file() for end in (".md", ".json"))]
+        names = RECORDS if own else (*RECORDS, "table")  # the page has a table of the runs
+        grid = [place / name for name in names if any((place / f"{name}{end}").is_file() for end in (".md", ".json"))]
         if not own and not grid:
             raise PykdError(f"{place} holds no run: give run folders, or folders of pykd compare, reproduce or sweep")
-        runs |= {folder.resolve(): place for folder in own if folder.resolve() not in runs}
+        runs = {folder.resolve(): (folder, place) for folder in own} | runs
         records |= dict.fromkeys(grid)
-    names: dict[Path, str] = {}
-    for folder, place in runs.items():
+    titles: dict[Path, str] = {}
+    for folder, (_, place) in runs.items():
         group = _group(folder)
-        if group not in names:
-            name = _name(group, place.resolve(), alone=len(places) == 1)
-            names[group] = str(group) if name in names.values() else name
-    found = [_read(folder, names[_group(folder)]) for folder in runs]
-    return found, list(records)
+        if group not in titles:
+            title = _title(group, place.resolve(), alone=len(places) == 1)
+            titles[group] = str(group) if title in titles.values() else title
+    return [_read(found, titles[_group(folder)]) for folder, (found, _) in runs.items()], list(records)
 
 
 def _run_folders(place: Path) -> Iterable[Path]:
@@ -127,7 +132,7 @@ def _group(folder: Path) -> Path:
     return folder.parent if SEED.fullmatch(folder.name) else folder
 
 
-def _name(group: Path, place: Path, *, alone: bool) -> str:
+def _title(group: Path, place: Path, *, alone: bool) -> str:
     if place not in group.parents:
         return group.name
     below = group.relative_to(place).as_posix()

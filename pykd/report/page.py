@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,10 +39,11 @@ _brief.maxstring = _brief.maxother = 60
 
 @dataclass(frozen=True)
 class Bar:
-    """A network's time: the mean over seeds with the least and the largest, also as shares of the page's longest."""
+    """A network's time: the mean over seeds with the least and the largest, also as shares of the longest."""
 
     name: str
-    text: str
+    mean: str
+    spread: str
     shares: tuple[float, float, float]
 
 
@@ -88,7 +90,7 @@ class Section:
     notes: list[str]
     bytes: Figure | None
     legend: list[tuple[int, str, str]]
-    latency: list[Bar]
+    latency: dict[str, list[Bar]]
     variants: list[Variant]
     left_out: int
     unfinished: list[Found] = field(default_factory=list)
@@ -151,7 +153,7 @@ def html(
         version=pykd.__version__,
         places=[str(place) for place in places],
         found=found,
-        count=_counted(found),
+        counted=_counted(found),
         variants=_by_variant(found),
         sections=sections,
         records=[_record(each, draw) for each in records],
@@ -196,12 +198,8 @@ def _section(
     variants = _by_variant(found)
     finished, notes = _alike(variants)
     rows = compared(finished) if finished else []
-    error = "test error, %" if measured_on == "test" else "held-out error, %"
-    columns = columned(rows, one_recipe=_one_recipe(finished))
-    table = None
-    if rows:
-        titles = [error if title == "test error, %" else title for title in columns]
-        table = Table(titles, list(zip(*columns.values(), strict=True)))
+    columns = columned(rows, one_recipe=False)
+    table = _comparison(columns, measured_on) if rows else None
     sizes = None
     if any(row["name"] != figures.TEACHER and row["file_bytes"]["values"] for row in rows):
         said = "; ".join(
@@ -209,20 +207,20 @@ def _section(
             for row in rows[: 4 * SHOWN]
             if row["file_bytes"]["values"]
         )
-        caption = "Error against the bytes of the model file; dotted: the teacher's dense file divided by 64 and 256."
+        caption = (
+            "Error against the bytes of the model file. The level line is the teacher's error, the dotted ones are its "
+            "dense file divided by 64 and by 256."
+        )
         text = f"Test error against bytes of the model file. {said}."
-        sizes = draw(lambda: figures.error_against_bytes(rows), text, caption, wide=True)
-    stages = list(dict.fromkeys(row["stage"] for run in found for row in run.metrics))
+        sizes = draw(lambda: figures.error_against_bytes(rows, narrow=True), text, caption, wide=True)
     labels = {row["name"]: row["label"] for run in found for row in (run.summary or {"rows": []})["rows"]}
-    legend = [
-        (number % len(LOOKS), MARKS[LOOKS[number % len(LOOKS)][1]], labels.get(stage, stage))
-        for number, stage in enumerate(stages)
-    ]
+    looks = _looks(dict.fromkeys([*labels, *(row["stage"] for run in found for row in run.metrics)]))
+    legend = [(*_look(number), labels.get(name, name)) for name, number in looks.items()]
     shown = list(variants.items())[:SHOWN]
     made = []
     for number, (name, of) in enumerate(shown):
         say(f"{data}: {name}, {number + 1} of {len(shown)}")
-        made.append(_variant(name, of, stages, labels, changes, draw, load))
+        made.append(_variant(name, of, looks, labels, changes, draw, load))
     title = data if measured_on == "test" else f"{data}, held-out rows"
     unfinished = [run for run in found if run.summary is None]
     return Section(
@@ -238,6 +236,17 @@ def _section(
         left_out=len(variants) - len(shown),
         unfinished=unfinished,
     )
+
+
+def _comparison(columns: dict[str, list[str]], measured_on: str) -> Table:
+    """The table, each variant below its name."""
+    error = "test error, %" if measured_on == "test" else "held-out error, %"
+    titles, runs_of, rows = [error if title == "test error, %" else title for title in columns], columns["run"], []
+    for number, cells in enumerate(zip(*columns.values(), strict=True)):
+        if len(set(runs_of)) > 1 and runs_of[number] not in runs_of[:number]:
+            rows.append([runs_of[number]])
+        rows.append(list(cells[1:]))
+    return Table(titles[1:], rows)
 
 
 def _alike(variants: Mapping[str, Sequence[Found]]) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
@@ -260,9 +269,21 @@ def _alike(variants: Mapping[str, Sequence[Found]]) -> tuple[dict[str, list[dict
     return finished, notes
 
 
-def _one_recipe(names: Iterable[str]) -> bool:
-    names = list(names)
-    return len({name.partition("+")[0] for name in names}) == 1 and (len(names) == 1 or all("+" in n for n in names))
+def _looks(names: Iterable[str]) -> dict[str, int]:
+    """For each network the number of its colour and mark: the figures of bytes have the same; teachers are black.
+
+    >>> _looks(["teacher", "alone", "student", "teacher-2"])
+    {'teacher': 6, 'alone': 0, 'student': 1, 'teacher-2': 13}
+    """
+    black = len(LOOKS) - 1
+    taught = (number + number // black for number in count())
+    teachers = count(black, len(LOOKS))
+    return {name: next(teachers if name.startswith(figures.TEACHER) else taught) for name in names}
+
+
+def _look(number: int) -> tuple[int, str]:
+    colour = number % len(LOOKS)
+    return colour, MARKS[LOOKS[colour][1]]
 
 
 def _changed(name: str) -> str:
@@ -270,24 +291,24 @@ def _changed(name: str) -> str:
     return f" ({change})" if change else ""
 
 
-def _bars(rows: Sequence[Mapping[str, Any]]) -> list[Bar]:
-    timed = [row for row in rows if row["latency_ms"]["values"]]
-    most = max((max(row["latency_ms"]["values"]) for row in timed), default=0) or 1
-    bars = []
-    for row in timed:
-        of = row["latency_ms"]
-        low, high = min(of["values"]), max(of["values"])
-        spread = f" ({low:.3f} to {high:.3f})" if len(of["values"]) > 1 else ""
-        name = row["label"] + _changed(row["run"])
-        shares = (100 * of["mean"] / most, 100 * low / most, 100 * high / most)
-        bars.append(Bar(name, f"{of['mean']:.3f} ms{spread}", shares))
+def _bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Bar]]:
+    """By variant."""
+    most = max((max(row["latency_ms"]["values"], default=0) for row in rows), default=0) or 1
+    bars: dict[str, list[Bar]] = {}
+    for row in rows:
+        mean, values = row["latency_ms"]["mean"], row["latency_ms"]["values"]
+        if values:
+            low, high = min(values), max(values)
+            shares = (100 * mean / most, 100 * low / most, 100 * high / most)
+            spread = f"{low:.3f} to {high:.3f}" if len(values) > 1 else ""
+            bars.setdefault(row["run"], []).append(Bar(row["label"], f"{mean:.3f}", spread, shares))
     return bars
 
 
 def _variant(
     name: str,
     found: Sequence[Found],
-    stages: Sequence[str],
+    looks: Mapping[str, int],
     labels: Mapping[str, str],
     changes: Sequence[str],
     draw: Artist,
@@ -307,18 +328,18 @@ def _variant(
         measured = next((f"{row['accuracy']:.2%}" for row in summary["rows"] if row["name"] == "student"), "")
     confusion = _confusion(answered) if isinstance(answered, Answers) else None
     curves = [
-        _curves(found, stages, labels, *which, draw)
+        _curves(found, looks, labels, *which, draw)
         for which in (("loss", "loss"), ("holdout_accuracy", "held-out accuracy, %"))
     ]
     return Variant(name, curves, weights, log_alpha, answered, confusion, measured)
 
 
 def _curves(
-    found: Sequence[Found], stages: Sequence[str], labels: Mapping[str, str], key: str, title: str, draw: Artist
+    found: Sequence[Found], looks: Mapping[str, int], labels: Mapping[str, str], key: str, title: str, draw: Artist
 ) -> Figure:
     factor = 100 if key == "holdout_accuracy" else 1
     lines: dict[str, list[dict[int, float]]] = {}
-    for stage in stages:
+    for stage in looks:
         for run in found:
             own = {
                 row["epoch"]: factor * row[key]
@@ -336,7 +357,7 @@ def _curves(
         said.append(f"{labels.get(stage, stage)}: {first:.4g} to {last:.4g} in {max(map(max, seeds))} epochs")
     over = f", mean over {len(found)} seeds" if len(found) > 1 else ""
     text = f"{title.capitalize()} by epoch{over}. {'; '.join(said)}."
-    return draw(lambda: figures.learning_curves(lines, title, stages), text, f"{title.capitalize()} by epoch{over}")
+    return draw(lambda: figures.learning_curves(lines, title, looks), text, f"{title.capitalize()} by epoch{over}")
 
 
 def _panels(panels: Callable[[], Mapping[str, figures.Panel]], of: str, text: str, draw: Artist) -> list[Figure]:
