@@ -88,7 +88,10 @@ def markdown(record: Mapping[str, Any]) -> str:
     made_of = [*record["recipes"], *(f"--set {each}" for each in record["changes"])]
     made_of += [f"--grid {each}" for each in record["grid"]]
     ran_with = [f"{name} {value}" for name, value in record["environment"].items()]
-    columns = columned(record["rows"], one_recipe=len(record["recipes"]) == 1)
+    columns = columned(record["rows"])
+    if len(record["recipes"]) == 1:  # what a run changes tells it from the others
+        changes = [run.partition("+")[2] for run in columns.pop("run", [])]
+        columns = {"change": changes, **columns} if any(changes) else columns
     lines = [list(columns), *(list(cells) for cells in zip(*columns.values(), strict=True))]
     parts = [f"{', '.join(f'`{each}`' for each in made_of)}; {', '.join(ran_with)}.", table(lines)]
     if notes := reading(columns, record["rows"]):
@@ -96,17 +99,12 @@ def markdown(record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def columned(rows: Sequence[Mapping[str, Any]], *, one_recipe: bool) -> dict[str, list[str]]:
-    """The cells of each column by its title, without columns of which nothing is known.
-
-    Runs of one recipe are told apart by what they change.
-    """
+def columned(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The cells of each column by its title, without columns of which nothing is known."""
     columns: dict[str, list[str]] = {}
     for row in rows:
         for title, cell in _cells(row).items():
             columns.setdefault(title, []).append(cell)
-    if one_recipe:
-        columns = {"change": [run.partition("+")[2] for run in columns.pop("run", [])], **columns}
     return {title: cells for title, cells in columns.items() if any(cells)}
 
 

@@ -91,7 +91,8 @@ def error_against_bytes(rows: Sequence[Mapping[str, Any]], *, narrow: bool = Fal
                 axes.text(size / factor, 1.01, f"{factor}x", transform=top, ha="center", fontsize=7)
         axes.set_xscale("log", subs=())
         low, high = axes.get_xlim()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if narrow and high > 30 * low else (1, 2, 5)))
+        numbers = ((1,) if high > 150 * low else (1, 3)) if narrow and high > 12 * low else (1, 2, 5)
+        axes.xaxis.set_major_locator(LogLocator(subs=numbers))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("bytes of the model file")
         axes.set_ylabel("test error, %")
@@ -99,7 +100,7 @@ def error_against_bytes(rows: Sequence[Mapping[str, Any]], *, narrow: bool = Fal
         if not narrow:
             axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
 
-    return svg((4.2, 3.2) if narrow else (8.0, 4.5), draw)
+    return svg((3.4, 2.8) if narrow else (8.0, 4.5), draw)
 
 
 def error_against_k(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:

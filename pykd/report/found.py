@@ -79,6 +79,12 @@ class Found:
         return shlex.join([*program, *argv[1:]])
 
     @property
+    def is_recipe(self) -> bool:
+        """Whether ``config.yaml`` says all that the run needs; ``pykd.distill`` takes networks of one's own."""
+        student = self.settings.get("student")
+        return isinstance(student, dict) and "name" in student
+
+    @property
     def going_on(self) -> str:
         """The command that goes on with it."""
         return shlex.join(["pykd", "distill", str(self.folder / "config.yaml"), "--resume", "--out", str(self.folder)])
@@ -100,7 +106,8 @@ def find(places: Sequence[Path]) -> tuple[list[Found], list[Path]]:
         grid = [place / name for name in names if any((place / f"{name}{end}").is_file() for end in (".md", ".json"))]
         if not own and not grid:
             raise PykdError(f"{place} holds no run: give run folders, or folders of pykd compare, reproduce or sweep")
-        runs = {folder.resolve(): (folder, place) for folder in own} | runs
+        for folder in own:
+            runs.setdefault(folder.resolve(), (folder, place))
         records |= dict.fromkeys(grid)
     titles: dict[Path, str] = {}
     for folder, (_, place) in runs.items():

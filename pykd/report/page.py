@@ -198,7 +198,7 @@ def _section(
     variants = _by_variant(found)
     finished, notes = _alike(variants)
     rows = compared(finished) if finished else []
-    columns = columned(rows, one_recipe=False)
+    columns = columned(rows)
     table = _comparison(columns, measured_on) if rows else None
     sizes = None
     if any(row["name"] != figures.TEACHER and row["file_bytes"]["values"] for row in rows):
@@ -212,7 +212,7 @@ def _section(
             "dense file divided by 64 and by 256."
         )
         text = f"Test error against bytes of the model file. {said}."
-        sizes = draw(lambda: figures.error_against_bytes(rows, narrow=True), text, caption, wide=True)
+        sizes = draw(lambda: figures.error_against_bytes(rows, narrow=True), text, caption)
     labels = {row["name"]: row["label"] for run in found for row in (run.summary or {"rows": []})["rows"]}
     looks = _looks(dict.fromkeys([*labels, *(row["stage"] for run in found for row in run.metrics)]))
     legend = [(*_look(number), labels.get(name, name)) for name, number in looks.items()]

@@ -28,7 +28,6 @@ class Figure:
 
     image: Markup | None
     caption: str
-    wide: bool = False
 
 
 class Artist:
@@ -37,12 +36,12 @@ class Artist:
     def __init__(self) -> None:
         self._numbers = count(1)
 
-    def __call__(self, make: Callable[[], bytes], text: str, caption: str = "", *, wide: bool = False) -> Figure:
+    def __call__(self, make: Callable[[], bytes], text: str, caption: str = "") -> Figure:
         """The figure, or the sentence that says why there is none."""
         content = attempt(make)
         if isinstance(content, str):
             return Figure(None, content)
-        return Figure(inlined(content, f"f{next(self._numbers)}", text), caption or text, wide)
+        return Figure(inlined(content, f"f{next(self._numbers)}", text), caption or text)
 
 
 def attempt(make: Callable[[], T]) -> T | str:

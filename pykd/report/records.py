@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TRIALS = 200  # in the table
+WORD = 12  # letters below a figure
 
 
 def tables(file: Path) -> Markup:
@@ -68,8 +69,8 @@ def _said(value: Any) -> str:
 def _points(axes: "Axes", *, points: Sequence[tuple[Any, float]], best: tuple[Any, float] | None, title: str) -> None:
     numbers = [x for x, _ in points if isinstance(x, int | float) and not isinstance(x, bool)]
     if len(numbers) < len(points):  # words stand side by side
-        points = [(str(x), y) for x, y in points]
-        best = best and (str(best[0]), best[1])
+        points = [(str(x)[:WORD], y) for x, y in points]
+        best = best and (str(best[0])[:WORD], best[1])
     elif title != "trial" and 0 < 100 * min(numbers) <= max(numbers) and math.isfinite(max(numbers)):
         axes.set_xscale("log")
     axes.plot(*zip(*points, strict=True), "o", color=LOOKS[0][0], markersize=4)
