@@ -1,4 +1,4 @@
-"""The command line: ``pykd distill | evaluate | export | run | bench | bundle | compare | reproduce | ...``.
+"""The command line: ``pykd distill | evaluate | export | run | bench | bundle | compare | reproduce | report | ...``.
 
 Torch and the pipelines are imported inside the commands that need them, so that help and mistakes are told at once.
 """

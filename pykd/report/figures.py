@@ -272,15 +272,16 @@ def sparsity_panels(
     return panels
 
 
-def learning_curves(stages: Mapping[str, Sequence[Mapping[int, float]]], title: str, looks: Mapping[str, int]) -> bytes:
+def learning_curves(
+    stages: Mapping[str, Sequence[Mapping[int, float]]], title: str, looks: Mapping[str, int], *, log: bool = False
+) -> bytes:
     """A figure over the epochs: a line a stage, the mean over its seeds, in a band from the least to the largest.
-
-    Values that span more than a factor of 10, none of them 0, are drawn on a logarithmic axis.
 
     Args:
         stages: for each the values by epoch of every seed.
         title: of the vertical axis.
         looks: for each the number of its colour and mark.
+        log: draw values that span more than a factor of 10, none of them 0, on a logarithmic axis.
 
     Returns:
         An SVG file.
@@ -314,7 +315,7 @@ def learning_curves(stages: Mapping[str, Sequence[Mapping[int, float]]], title: 
                 markersize=4,
                 markevery=max(1, math.ceil(len(epochs) / MARKS)),
             )
-        if 0 < 10 * min(every, default=0) < max(every, default=0):
+        if log and 0 < 10 * min(every, default=0) < max(every, default=0):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("")

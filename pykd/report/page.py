@@ -357,7 +357,11 @@ def _curves(
         said.append(f"{labels.get(stage, stage)}: {first:.4g} to {last:.4g} in {max(map(max, seeds))} epochs")
     over = f", mean over {len(found)} seeds" if len(found) > 1 else ""
     text = f"{title.capitalize()} by epoch{over}. {'; '.join(said)}."
-    return draw(lambda: figures.learning_curves(lines, title, looks), text, f"{title.capitalize()} by epoch{over}")
+    return draw(
+        lambda: figures.learning_curves(lines, title, looks, log=key == "loss"),
+        text,
+        f"{title.capitalize()} by epoch{over}",
+    )
 
 
 def _panels(panels: Callable[[], Mapping[str, figures.Panel]], of: str, text: str, draw: Artist) -> list[Figure]:

@@ -57,7 +57,7 @@ def sweep(record: Mapping[str, Any], draw: Artist) -> tuple[Table, list[Figure]]
         text = f"Objective over {key}: {min(y for _, y in points):.4g} to {max(y for _, y in points):.4g}"
         marked = next((each for each, trial in zip(points, done, strict=True) if trial["number"] == best), None)
         if marked:
-            text += f", the best trial {_said(marked[1])} at {_said(marked[0])}"
+            text += f", the best trial (diamond) {_said(marked[1])} at {_said(marked[0])}"
         made.append(draw(partial(figures.alone, partial(_points, points=points, best=marked, title=key)), f"{text}."))
     return Table(["trial", *keys, "objective", "run"], rows, f"{caption}."), made
 
@@ -75,8 +75,7 @@ def _points(axes: "Axes", *, points: Sequence[tuple[Any, float]], best: tuple[An
         axes.set_xscale("log")
     axes.plot(*zip(*points, strict=True), "o", color=LOOKS[0][0], markersize=4)
     if best:
-        axes.plot(*best, "D", color=LOOKS[1][0], markersize=7, label="best")
-        axes.legend(fontsize=7)
+        axes.plot(*best, "D", color=LOOKS[1][0], markersize=7)
     axes.set_xlabel(title)
     axes.set_ylabel("objective")
     axes.grid(linewidth=0.3, alpha=0.5)

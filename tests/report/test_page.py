@@ -210,7 +210,7 @@ def test_grids_records_are_shown(tmp_path):
     page = html([tmp_path])
     assert '<th scope="col">claim</th>' in page and "<strong>0.1</strong>" in page and "<code>1</code>" in page
     assert '<th scope="row">2 (best)</th>' in page and "3 trials of noisy_teacher-digits" in page
-    assert "Objective over method.sigma: 0.9 to 0.95, the best trial 0.95 at 0.01." in page
+    assert "Objective over method.sigma: 0.9 to 0.95, the best trial (diamond) 0.95 at 0.01." in page
     assert page.count("<figure>") == 3 and "<script" not in page and "<img" not in page
     (tmp_path / "sweep.json").write_text('{"trials": [')
     assert "Not shown" in html([tmp_path])
