@@ -15,6 +15,7 @@ import pykd
 from pykd import runs
 from pykd._files import write_atomically
 from pykd._svg import LOOKS, svg
+from pykd.config import load_data
 from pykd.report import figures
 from pykd.report.answers import Answers, answers
 from pykd.report.comparison import columned, compared, reading
@@ -113,9 +114,10 @@ def write(
 
     Raises:
         ImportError: a package of the ``[report]`` extra is missing.
+        ConfigError: an assignment that no run can have.
         PykdError: a place without runs, or a file that cannot be written.
     """
-    content = html(places, changes=changes, say=say).encode()
+    content = html(places, changes=changes, say=say).encode(errors="replace")
     write_atomically(output, content, then="write the report again")
     return len(content)
 
@@ -129,6 +131,7 @@ def html(
     except ModuleNotFoundError as error:
         raise ImportError("a report needs jinja2: run pip install 'pykd[report]'") from error
     svg((1, 1), lambda figure: None)  # a missing matplotlib is told before the work
+    load_data("digits", changes)  # and a mistake in these
     say("reading the runs")
     found, records = find(places)
     environment = Environment(

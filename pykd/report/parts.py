@@ -38,10 +38,8 @@ class Artist:
 
     def __call__(self, make: Callable[[], bytes], text: str, caption: str = "") -> Figure:
         """The figure, or the sentence that says why there is none."""
-        content = attempt(make)
-        if isinstance(content, str):
-            return Figure(None, content)
-        return Figure(inlined(content, f"f{next(self._numbers)}", text), caption or text)
+        image = attempt(lambda: inlined(make(), f"f{next(self._numbers)}", text))
+        return Figure(image, caption or text) if isinstance(image, Markup) else Figure(None, image)
 
 
 def attempt(make: Callable[[], T]) -> T | str:
@@ -50,5 +48,5 @@ def attempt(make: Callable[[], T]) -> T | str:
         return make()
     except (PykdError, OSError) as error:
         return f"Not shown: {error}."
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, SyntaxError) as error:
         return f"Not shown, because the run's files do not say it: {type(error).__name__}, {error}."

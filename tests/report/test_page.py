@@ -232,6 +232,7 @@ def test_what_is_no_run_is_told(grid, tmp_path, monkeypatch):
     assert "table.json is no folder" in said(pykd("report", grid / "table.json", "-o", out))
     assert "cannot write" in said(pykd("report", grid, "-o", tmp_path / "no" / "report.html"))
     assert pykd("report", grid, "-o", tmp_path).exit_code == 2
+    assert "did you mean 'root'?" in said(pykd("report", grid, "-o", out, "--set=data.rot=x"), code=2)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert said(pykd("report", grid, "-o", out)).endswith("run pip install 'pykd[report]'")
     assert not out.exists()
@@ -243,14 +244,15 @@ def hostile(grid, tmp_path_factory):
     out = tmp_path_factory.mktemp("hostile") / MARKUP.replace("/", "")
     shutil.copytree(grid, out)
     for run in out.glob("*/seed-*"):
-        run = run.rename(run.with_name(run.name))
         summary = json.loads((run / "summary.json").read_text())
         for row in summary["rows"]:
             row["label"] += MARKUP
         (run / "summary.json").write_text(json.dumps(summary))
         metrics = (run / "metrics.jsonl").read_text()
         (run / "metrics.jsonl").write_text(metrics.replace('"alone"', json.dumps(MARKUP)))
-        (run / "environment.json").write_text(json.dumps({"argv": [MARKUP, MARKUP], MARKUP: MARKUP, "cpu": [MARKUP]}))
+        (run / "environment.json").write_text(
+            json.dumps({"argv": [MARKUP, "\x00\ud800"], MARKUP: MARKUP, "cpu": [MARKUP]})
+        )
         config = (run / "config.yaml").read_text()
         (run / "config.yaml").write_text(config + f"# {MARKUP}\n")
     (out / SIGMAS[1]).rename(out / MARKUP.replace("/", ""))
