@@ -29,7 +29,7 @@ MARKS = 10  # on a line
 BESIDE = 1.015  # from a network's marks to the next one's, on a logarithmic axis
 
 
-def error_against_bytes(rows: Sequence[Mapping[str, Any]], *, narrow: bool = False) -> bytes:
+def error_against_bytes(rows: Sequence[Mapping[str, Any]], looks: Mapping[str, int] | None = None) -> bytes:
     """Test error over the bytes of the model file: a mark for each network of each variant, with its spread over seeds.
 
     Marks of one network are joined from the smallest file to the largest and say what their variant changes; the
@@ -37,7 +37,7 @@ def error_against_bytes(rows: Sequence[Mapping[str, Any]], *, narrow: bool = Fal
 
     Args:
         rows: what :func:`pykd.report.compared` gives.
-        narrow: as a telephone shows it, with fewer numbers and without a legend.
+        looks: for each label the number of its colour and mark; the figure is then small and has no legend.
 
     Returns:
         An SVG file.
@@ -59,7 +59,7 @@ def error_against_bytes(rows: Sequence[Mapping[str, Any]], *, narrow: bool = Fal
 
         axes = figure.add_subplot()
         for number, (label, of) in enumerate(marks.items()):
-            colour, mark = LOOKS[number % len(LOOKS)]
+            colour, mark = LOOKS[(looks[label] if looks else number) % len(LOOKS)]
             # A baseline that the grid does not change is one mark.
             places = {(row["file_bytes"]["mean"], 100 * row["error"]["mean"]): row for row in of}
             for (size, error), row in sorted(places.items()):
@@ -91,16 +91,16 @@ def error_against_bytes(rows: Sequence[Mapping[str, Any]], *, narrow: bool = Fal
                 axes.text(size / factor, 1.01, f"{factor}x", transform=top, ha="center", fontsize=7)
         axes.set_xscale("log", subs=())
         low, high = axes.get_xlim()
-        numbers = ((1,) if high > 150 * low else (1, 3)) if narrow and high > 12 * low else (1, 2, 5)
+        numbers = ((1,) if high > 150 * low else (1, 3)) if looks and high > 12 * low else (1, 2, 5)
         axes.xaxis.set_major_locator(LogLocator(subs=numbers))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("bytes of the model file")
         axes.set_ylabel("test error, %")
         axes.grid(linewidth=0.3, alpha=0.5)
-        if not narrow:
+        if not looks:
             axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
 
-    return svg((3.4, 2.8) if narrow else (8.0, 4.5), draw)
+    return svg((3.4, 2.8) if looks else (8.0, 4.5), draw)
 
 
 def error_against_k(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:

@@ -203,6 +203,9 @@ def _section(
     rows = compared(finished) if finished else []
     columns = columned(rows)
     table = _comparison(columns, measured_on) if rows else None
+    labels = {name: _labels(of) for name, of in variants.items()}
+    stages = [labels[run.variant].get(row["stage"], row["stage"]) for run in found for row in run.metrics]
+    looks = _looks(dict.fromkeys([*(label for of in labels.values() for label in of.values()), *stages]))
     sizes = None
     if any(row["name"] != figures.TEACHER and row["file_bytes"]["values"] for row in rows):
         said = "; ".join(
@@ -215,15 +218,12 @@ def _section(
             "dense file divided by 64 and by 256."
         )
         text = f"Test error against bytes of the model file. {said}."
-        sizes = draw(lambda: figures.error_against_bytes(rows, narrow=True), text, caption)
-    labels = {row["name"]: row["label"] for run in found for row in (run.summary or {"rows": []})["rows"]}
-    looks = _looks(dict.fromkeys([*labels, *(row["stage"] for run in found for row in run.metrics)]))
-    legend = [(*_look(number), labels.get(name, name)) for name, number in looks.items()]
+        sizes = draw(lambda: figures.error_against_bytes(rows, looks), text, caption)
     shown = list(variants.items())[:SHOWN]
     made = []
     for number, (name, of) in enumerate(shown):
         say(f"{data}: {name}, {number + 1} of {len(shown)}")
-        made.append(_variant(name, of, looks, labels, changes, draw, load))
+        made.append(_variant(name, of, looks, labels[name], changes, draw, load))
     title = data if measured_on == "test" else f"{data}, held-out rows"
     unfinished = [run for run in found if run.summary is None]
     return Section(
@@ -233,7 +233,7 @@ def _section(
         reading=reading(columns, rows),
         notes=notes,
         bytes=sizes,
-        legend=legend,
+        legend=[(*_look(number), label) for label, number in looks.items()],
         latency=_bars(rows),
         variants=made,
         left_out=len(variants) - len(shown),
@@ -272,16 +272,21 @@ def _alike(variants: Mapping[str, Sequence[Found]]) -> tuple[dict[str, list[dict
     return finished, notes
 
 
-def _looks(names: Iterable[str]) -> dict[str, int]:
-    """For each network the number of its colour and mark: the figures of bytes have the same; teachers are black.
+def _labels(found: Iterable[Found]) -> dict[str, str]:
+    """What a variant's table calls its networks: another variant's student may be another method's."""
+    return {row["name"]: row["label"] for run in found if run.summary for row in run.summary["rows"]}
 
-    >>> _looks(["teacher", "alone", "student", "teacher-2"])
-    {'teacher': 6, 'alone': 0, 'student': 1, 'teacher-2': 13}
+
+def _looks(labels: Iterable[str]) -> dict[str, int]:
+    """For each network, by its label, the number of its colour and mark in all figures; teachers are black.
+
+    >>> _looks(["teacher", "student alone", "student, KD", "teacher-2"])
+    {'teacher': 6, 'student alone': 0, 'student, KD': 1, 'teacher-2': 13}
     """
     black = len(LOOKS) - 1
     taught = (number + number // black for number in count())
     teachers = count(black, len(LOOKS))
-    return {name: next(teachers if name.startswith(figures.TEACHER) else taught) for name in names}
+    return {label: next(teachers if label.startswith(figures.TEACHER) else taught) for label in labels}
 
 
 def _look(number: int) -> tuple[int, str]:
@@ -342,22 +347,20 @@ def _curves(
 ) -> Figure:
     factor = 100 if key == "holdout_accuracy" else 1
     lines: dict[str, list[dict[int, float]]] = {}
-    for stage in looks:
-        for run in found:
-            own = {
-                row["epoch"]: factor * row[key]
-                for row in run.metrics
-                if row["stage"] == stage and row.get(key) is not None
-            }
-            if own:
-                lines.setdefault(stage, []).append(own)
+    for run in found:
+        own: dict[str, dict[int, float]] = {}
+        for row in run.metrics:
+            if row.get(key) is not None:
+                own.setdefault(labels.get(row["stage"], row["stage"]), {})[row["epoch"]] = factor * row[key]
+        for label, line in own.items():
+            lines.setdefault(label, []).append(line)
     if not lines:
         return Figure(None, f"Not shown: no epoch with a {title.partition(',')[0]} is done.")
     said = []
-    for stage, seeds in lines.items():
+    for label, seeds in lines.items():
         ends = [[of[end(of)] for of in seeds] for end in (min, max)]
         first, last = (sum(each) / len(each) for each in ends)
-        said.append(f"{labels.get(stage, stage)}: {first:.4g} to {last:.4g} in {max(map(max, seeds))} epochs")
+        said.append(f"{label}: {first:.4g} to {last:.4g} in {max(map(max, seeds))} epochs")
     over = f", mean over {len(found)} seeds" if len(found) > 1 else ""
     text = f"{title.capitalize()} by epoch{over}. {'; '.join(said)}."
     return draw(
@@ -371,7 +374,6 @@ def _panels(panels: Callable[[], Mapping[str, figures.Panel]], of: str, text: st
     made = attempt(panels)
     if isinstance(made, str):
         return [Figure(None, f"{of}. {made}")]
-
     return [
         draw(partial(figures.alone, panel), f"{text} of {of}, {heading}", f"{of}, {heading}")
         for heading, panel in made.items()
@@ -382,17 +384,15 @@ def _layers(row: Mapping[str, Any]) -> dict[str, Any]:
     """The largest layers of a network, in its order."""
     layers = (row.get("facts") or {}).get("layers", {})
     largest = sorted(layers, key=lambda name: -layers[name]["weights"])[:SHOWN]
-    return {name: layer for name, layer in layers.items() if name in largest}
+    return {name: {**layer, "kept": int(layer["kept"])} for name, layer in layers.items() if name in largest}
 
 
 def _weights(run: Found, row: Mapping[str, Any], draw: Artist) -> list[Figure]:
-    layers = attempt(
-        lambda: {name: each for name, each in _layers(row).items() if each["kept"] < each["weights"]} and _layers(row)
-    )
-    if not layers:
-        return []
+    layers = attempt(lambda: _layers(row))
     if isinstance(layers, str):
         return [Figure(None, f"{row['label']}. {layers}")]
+    if all(each["kept"] == each["weights"] for each in layers.values()):
+        return []
     groups = (run.settings.get("method") or {}).get("groups")
     block = tuple(groups) if isinstance(groups, list) and len(groups) == 2 else None
 

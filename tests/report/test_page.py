@@ -173,6 +173,17 @@ def test_runs_of_other_networks_do_not_share_a_row(copy):
     assert f"{file.parent} is not in the table" in html([copy])
 
 
+def test_every_variant_calls_its_networks_by_its_own_names(copy):
+    for file in copy.glob(f"{SIGMAS[1]}/*/summary.json"):
+        file.write_text(file.read_text().replace("student, noisy teacher", "student, of another method"))
+    curves = html([copy]).partition("<h3>Learning curves</h3>")[2].partition("<h3>")[0]
+    legend = re.findall(r'--look-(\d)\)" aria-hidden="true">.</span> ([^<]+)<', curves)
+    names = ["teacher", "student alone", "student, noisy teacher", "student, of another method"]
+    assert legend == list(zip("6012", names, strict=True))
+    first, _, second = curves.partition("</details>")
+    assert "noisy teacher: " in first and "another method: " in second and "noisy teacher: " not in second
+
+
 def test_a_run_of_python_s_own_networks(copy):
     run = copy / SIGMAS[0] / "seed-0"
     (run / "config.yaml").write_text("method: {name: NoisyTeacher}\nteacher: {}\nstudent: {}\nseed: 7\n")
