@@ -319,7 +319,7 @@ def learning_curves(
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("")
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")
         axes.set_ylabel(title)
         axes.grid(linewidth=0.3, alpha=0.5)
