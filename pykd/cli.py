@@ -1,4 +1,4 @@
-"""The command line: ``pykd distill | evaluate | export | run | bench | bundle | compare | reproduce | ...``.
+"""The command line: ``pykd distill | evaluate | export | run | bench | bundle | compare | reproduce | report | ...``.
 
 Torch and the pipelines are imported inside the commands that need them, so that help and mistakes are told at once.
 """
@@ -117,6 +117,7 @@ def distill(
     ] = False,
     device: Device = None,
     seed: Annotated[int | None, typer.Option(help="Decides initial values, order, noise and held-out rows.")] = None,
+    with_report: Annotated[bool, typer.Option("--report", help="Also write report.html into the run folder.")] = False,
 ) -> None:
     """Train a teacher, its student and the baselines, and compare them in a table.
 
@@ -137,6 +138,8 @@ def distill(
 
         show(run.summary)
         typer.echo(f"{out} holds the weights, the metrics and this table", err=True)
+        if with_report:
+            _write_report([out], out / "report.html", changes)
 
 
 @app.command()
@@ -654,6 +657,38 @@ def reproduce(
 
     planned = grids.with_shared_teachers(plan(out), out)
     grids.run_all(planned, out, write, resume=resume, device=device, draw=draw)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of compare, reproduce or sweep.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", dir_okay=False, help="The file; it is replaced if it is there.")
+    ] = Path("report.html"),
+    assignments: Assignments = None,
+) -> None:
+    """Write one HTML file about runs, finished or not: tables, curves, maps of weights, mistakes, commands, settings.
+
+    It needs nothing beside it, and no network. The students are asked again on the test data, which are looked for
+    under --set data.root=FOLDER, else where the runs found them.
+    """
+    _write_report(runs, output, assignments or [])
+
+
+def _write_report(places: Sequence[Path], output: Path, changes: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from pykd._files import writing
+    from pykd.report.page import write
+
+    with writing(output, "write the report again"), TemporaryFile(dir=output.parent):  # before all that takes time
+        pass
+    with Console(stderr=True).status("reading the runs ...") as status:
+        size = write(places, output, changes=changes, say=lambda doing: status.update(f"{escape(doing)} ..."))
+    typer.echo(f"{output}: {size:,} bytes", err=True)
 
 
 @app.command("recipes")
