@@ -21,6 +21,7 @@ try:
     from pykd import config as recipes
     from pykd import grids, runs
     from pykd.config import Config, ConfigError
+    from pykd.jobs import at_once
 except ModuleNotFoundError as error:
     raise SystemExit(f"pykd: {error.name} is missing: run pip install 'pykd[train]'") from error
 
@@ -105,6 +106,18 @@ Assignments = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. student.training.epochs=5; may be repeated."),
 ]
 Device = Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="Where to work; the best there is by default.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=1024,
+        help="Runs at once, each a process with a log in its folder; by default as many as there are processors, 8 at "
+        "most, and 1 with CUDA.",
+    ),
+]
+Threads = Annotated[
+    int, typer.Option(min=1, max=1024, help="Of each run. Results depend on it in their last bits; never on --jobs.")
+]
 
 
 @app.command()
@@ -561,6 +574,8 @@ def compare(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the grid in --out, or the newest one; finished runs stay.")
     ] = False,
+    jobs: Jobs = None,
+    threads: Threads = 1,
     device: Device = None,
 ) -> None:
     """Run recipes with several seeds and settings: one table with mean and sample standard deviation.
@@ -573,6 +588,7 @@ def compare(
     """
     planned = grids.plan(recipe, grid or [], assignments or [], seeds)
     grids.check_methods(planned)
+    count = at_once(jobs, threads, device)
     out = grids.folder_of(f"compare-{recipes.recipe_name(recipe[0])}", out, resume).resolve()
 
     def write(finished: grids.Finished) -> str:
@@ -589,7 +605,16 @@ def compare(
         return grids.write_table(out / "table", markdown(record), record)
 
     planned = grids.with_shared_teachers(planned, out)
-    grids.run_all(planned, out, write, resume=resume, device=device, draw=lambda finished: grids.draw(finished, out))
+    grids.run_all(
+        planned,
+        out,
+        write,
+        resume=resume,
+        jobs=count,
+        threads=threads,
+        device=device,
+        draw=lambda finished: grids.draw(finished, out),
+    )
 
 
 @app.command()
@@ -616,6 +641,8 @@ def reproduce(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the grid in --out, or the newest one; finished runs stay.")
     ] = False,
+    jobs: Jobs = None,
+    threads: Threads = 1,
     device: Device = None,
 ) -> None:
     """Run a paper's experiment: its variants with several seeds, and our figures beside its claims.
@@ -634,6 +661,7 @@ def reproduce(
         return experiment.runs(data, changes, seeds=seeds, out=out, quick=quick)
 
     grids.check_methods(plan(Path()))  # mistakes are told before a folder is looked for
+    count = at_once(jobs, threads, device)
     out = grids.folder_of(f"reproduce-{paper}", out, resume).resolve()
     if sentence := experiment.left_out(seeds, quick):
         typer.echo(sentence, err=True)
@@ -653,7 +681,7 @@ def reproduce(
             write_atomically(out / name, figure)
 
     planned = grids.with_shared_teachers(plan(out), out)
-    grids.run_all(planned, out, write, resume=resume, device=device, draw=draw)
+    grids.run_all(planned, out, write, resume=resume, jobs=count, threads=threads, device=device, draw=draw)
 
 
 @app.command("recipes")
