@@ -619,7 +619,9 @@ def compare(
 
 @app.command()
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="noisy_teacher or cross_distillation")],
+    paper: Annotated[
+        str, typer.Argument(help="noisy_teacher, variational_student, factor_transfer or cross_distillation")
+    ],
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -630,10 +632,12 @@ def reproduce(
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, max=10_000, help="Runs of each variant: 5 by default, 3 of a small VGG, 2 if quick."),
+        typer.Option(
+            min=1, max=10_000, help="Runs of each variant: 5 or 3 by default, as the paper's grid has them; 2 if quick."
+        ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Few variants and a tenth of the epochs, on digits: does it all run?")
+        bool, typer.Option("--quick", help="Few variants, 2 seeds and a tenth of the epochs, on digits: does it run?")
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs; runs/reproduce-<paper>-<time> by default.")
