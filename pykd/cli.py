@@ -1,10 +1,11 @@
-"""The command line: ``pykd distill | evaluate | export | run | bench | bundle | compare | reproduce | ...``.
+"""The command line: ``pykd distill | evaluate | export | run | bench | bundle | compare | reproduce | sweep | ...``.
 
 Torch and the pipelines are imported inside the commands that need them, so that help and mistakes are told at once.
 """
 
 import json
 import math
+import os
 import re
 import shlex
 import sys
@@ -686,6 +687,66 @@ def reproduce(
 
     planned = grids.with_shared_teachers(plan(out), out)
     grids.run_all(planned, out, write, resume=resume, jobs=count, threads=threads, device=device, draw=draw)
+
+
+@app.command()
+def sweep(
+    recipe: Recipe,
+    over: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KEY=AXIS",
+            help="A key to vary, and its values: LOW:HIGH, behind it :log or :int or both, or VALUE,VALUE; may be "
+            "repeated. E.g. method.sigma=0.01:2:log, student.training.epochs=5:50:int.",
+        ),
+    ],
+    assignments: Assignments = None,
+    trials: Annotated[int, typer.Option(min=1, max=100_000, help="How many; of a grid all, if they are fewer.")] = 20,
+    maximize: Annotated[
+        str | None, typer.Option(metavar="MEASURE", help="What to have most of; holdout_accuracy by default.")
+    ] = None,
+    minimize: Annotated[
+        str | None, typer.Option(metavar="MEASURE", help="What to have least of instead, e.g. file_bytes.")
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least held-out accuracy that the best trial may have.")
+    ] = None,
+    sampler: Annotated[
+        Literal["tpe", "random", "grid"], typer.Option(help="Who chooses: Optuna, or all in turn.")
+    ] = "tpe",
+    seed: Annotated[int | None, typer.Option(help="Of all runs, which share a teacher, and of the choices.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs; runs/sweep-<recipe>-<time> by default.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the sweep in --out, or the newest one; --trials may have grown.")
+    ] = False,
+    jobs: Jobs = None,
+    threads: Threads = 1,
+    device: Device = None,
+) -> None:
+    """Search a recipe's settings for the best student, by its accuracy on the held-out rows; never on test rows.
+
+    Each trial is a run folder; students are trained without baselines unless --set baselines=[...] names some. The
+    folder holds sweep.json, sweep.md and sweep.svg. Trials that a signal or a crash ended go on with --resume.
+    """
+    from pykd import sweeps
+    from pykd._files import write_atomically
+
+    if maximize and minimize:
+        raise ConfigError("give either --maximize or --minimize")
+    if "RANK" in os.environ:
+        raise ConfigError("a sweep is one process, with --jobs for more: start it without a launcher")
+    direction = "minimize" if minimize else "maximize"
+    objective = sweeps.Objective(minimize or maximize or sweeps.ACCURACY, direction, min_accuracy)
+    changes = [*(assignments or []), *([] if seed is None else [f"seed={seed}"])]
+    planned = sweeps.Sweep(recipe, over, changes, objective, sampler)
+    count = at_once(jobs, threads, device)
+    out = grids.folder_of(f"sweep-{recipes.recipe_name(recipe)}", out, resume).resolve()
+    planned.run(out, trials, resume=resume, jobs=count, threads=threads, device=device)
+    typer.echo(sweeps.markdown(planned.record))
+    try:
+        write_atomically(out / "sweep.svg", sweeps.figure(planned.record))
+    except ImportError as error:
+        typer.echo(str(error), err=True)
 
 
 @app.command("recipes")

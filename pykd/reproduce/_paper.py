@@ -243,8 +243,8 @@ def opening(record: Mapping[str, Any], reading: str) -> list[str]:
         parts.append(f"**Not the recipe's settings:** {', '.join(f'`{change}`' for change in record['changes'])}.")
     if record["quick"]:
         parts.append(
-            "**quick: not evidence.** A tenth of the epochs, few variants, a small teacher of factor transfer: this shows"
-            " that all of it runs."
+            "**quick: not evidence.** A tenth of the epochs, few variants and, for factor transfer, a small teacher: "
+            "this shows that all of it runs."
         )
     return parts
 
