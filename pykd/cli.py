@@ -21,7 +21,7 @@ try:
 
     from pykd import config as recipes
     from pykd import grids, runs
-    from pykd.config import Config, ConfigError
+    from pykd.config import ConfigError
     from pykd.jobs import at_once
 except ModuleNotFoundError as error:
     raise SystemExit(f"pykd: {error.name} is missing: run pip install 'pykd[train]'") from error
@@ -621,7 +621,7 @@ def compare(
 @app.command()
 def reproduce(
     paper: Annotated[
-        str, typer.Argument(help="noisy_teacher, variational_student, factor_transfer or cross_distillation")
+        str, typer.Argument(help="noisy_teacher, variational_student, factor_transfer, cross_distillation, or all")
     ],
     assignments: Annotated[
         list[str] | None,
@@ -652,41 +652,28 @@ def reproduce(
 ) -> None:
     """Run a paper's experiment: its variants with several seeds, and our figures beside its claims.
 
-    Every run is one of a recipe <paper>-<data set>; the variants of a seed learn from the same teacher.
+    Every run is one of a recipe <paper>-<data set>; the variants of a seed learn from the same teacher. With all, the
+    folder holds one for each paper, and claims.md.
     """
     from pykd.reproduce import PAPERS
+    from pykd.reproduce.experiment import run as run_experiments
 
-    experiment = recipes.choose(PAPERS, paper, "paper")
+    if paper != "all":
+        recipes.choose(PAPERS, paper, "paper")
     key = "data.name="
     data = [each.removeprefix(key) for each in assignments or [] if each.startswith(key)]
-    data = list(dict.fromkeys(data)) or ["digits" if quick else "mnist"]
-    changes = [each for each in assignments or [] if not each.startswith(key)]
-
-    def plan(out: Path) -> list[tuple[str, Config]]:
-        return experiment.runs(data, changes, seeds=seeds, out=out, quick=quick)
-
-    grids.check_methods(plan(Path()))  # mistakes are told before a folder is looked for
-    count = at_once(jobs, threads, device)
-    out = grids.folder_of(f"reproduce-{paper}", out, resume).resolve()
-    if sentence := experiment.left_out(seeds, quick):
-        typer.echo(sentence, err=True)
-
-    def record(finished: grids.Finished) -> dict[str, Any]:
-        environment = grids.environment(finished, out)
-        return experiment.record(finished, changes=grids.deciding(changes), quick=quick, environment=environment)
-
-    def write(finished: grids.Finished) -> str:
-        found = record(finished)
-        return grids.write_table(out / "reproduce", experiment.markdown(found), found)
-
-    def draw(finished: grids.Finished) -> None:
-        from pykd._files import write_atomically
-
-        for name, figure in experiment.figures(record(finished)).items():
-            write_atomically(out / name, figure)
-
-    planned = grids.with_shared_teachers(plan(out), out)
-    grids.run_all(planned, out, write, resume=resume, jobs=count, threads=threads, device=device, draw=draw)
+    run_experiments(
+        list(PAPERS) if paper == "all" else [paper],
+        list(dict.fromkeys(data)) or ["digits" if quick else "mnist"],
+        [each for each in assignments or [] if not each.startswith(key)],
+        out,
+        seeds=seeds,
+        quick=quick,
+        resume=resume,
+        jobs=jobs,
+        threads=threads,
+        device=device,
+    )
 
 
 @app.command()

@@ -58,6 +58,10 @@ class Paper(Protocol):
         """
         ...
 
+    def claims(self, data: str, rows: Sequence[Mapping[str, Any]], *, quick: bool) -> list[dict[str, Any]]:
+        """What the ``rows`` of a record on one data set say to the paper's claims; see :func:`checked`."""
+        ...
+
     def markdown(self, record: Mapping[str, Any]) -> str:
         """The tables of a ``record``, and how to read them."""
         ...
