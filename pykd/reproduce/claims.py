@@ -1,6 +1,5 @@
 """One page of what the papers claim, with ours beside it, and of what was not tried here."""
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,19 +16,22 @@ TITLES = {
 READING = """\
 The published figures are those of abstracts and of summaries; the papers' own tables could not be established, nor most
 of their settings: a claim that is not reached here does not refute a paper's. Ours and than are test errors, mean and
-sample standard deviation over n seeds, of the two that a claim compares, in its order. The runs of a seed share teacher,
-initial weights and rows, so a difference is one of pairs: by how much ours err less, in brackets the 95 % interval
-(Student's t) of the mean; of twenty such intervals one misses by chance. Quick runs, a tenth of the epochs with two
-seeds, show that all of it runs, and are no evidence."""
+sample standard deviation over n seeds, of the two that a claim compares, in its order. The runs of a seed share
+teacher, initial weights and rows, so a difference is one of pairs: by how much ours err less, in brackets the 95 %
+interval (Student's t) of the mean; of twenty such intervals one misses by chance. Quick runs, a tenth of the epochs
+with two seeds, show that all of it runs, and are no evidence."""
 NOTES = {
-    "noisy_teacher": "The best noisy teacher is chosen on the held-out rows. Of several teachers, those beside the first "
-    "have seen rows that a seed holds out, and seeds share them: a part of what they gain may be that, and the intervals "
-    "of these claims are too narrow.",
-    "variational_student": "Smaller: the teacher's dense float32 file divided by the model file that pykd export writes, "
-    "with indices, biases and header; the paper's own way to count is not known, nor its loss of accuracy.",
+    "noisy_teacher": """\
+The best noisy teacher is chosen on the held-out rows. Of several teachers, those beside the first have seen rows that a
+seed holds out, and seeds share them: a part of what they gain may be that, and the intervals of these claims are too
+narrow.""",
+    "variational_student": """\
+Smaller: the teacher's dense float32 file divided by the model file that pykd export writes, with indices, biases and
+header; the paper's own way to count is not known, nor its loss of accuracy.""",
     "factor_transfer": "Nothing was tuned for one of the rows.",
-    "cross_distillation": "K images of each class are learnt from. Structured: half of the channels are taken out; "
-    "unstructured: 90 % of the weights.",
+    "cross_distillation": """\
+K images of each class are learnt from. Structured: half of the channels are taken out; unstructured: 90 % of the
+weights.""",
 }
 WHOLE_RUNS = "whole runs need a GPU; none was at hand"
 # For each paper what no record here is about: the claim, what was published, why, and the command that would tell.
@@ -128,7 +130,7 @@ def page(records: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
         parts.append(f"## {title}")
         if lines:
             head = ["claim", "published", "ours, %", "than, %", "difference", "n", "verdict"]
-            parts += [table([head, *lines]), textwrap.fill(NOTES[paper], 120), f"From {'; '.join(sources)}."]
+            parts += [table([head, *lines]), NOTES[paper], f"From {'; '.join(sources)}."]
         untried = [list(each) for each in NOT_TRIED[paper]]
         parts.append(table([["not reproduced", "published", "why", "what would tell"], *untried]))
     return "\n\n".join(parts)
