@@ -356,8 +356,8 @@ class Sweep:
         self._write(out)
 
     def _importance(self) -> dict[str, float] | None:
-        known = {each["objective"] for each in self.record["trials"]} - {None}
-        if self._sampler == "grid" or len(self._space) < 2 or len(known) < 4:
+        known = [each["objective"] for each in self.record["trials"] if each["objective"] is not None]
+        if self._sampler == "grid" or len(self._space) < 2 or len(known) < 4 or len(set(known)) < 2:
             return None
         found = _optuna().importance.get_param_importances(self._study(0))
         return {key: found[key] for key in self._space if key in found}
@@ -399,6 +399,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         key=lambda each: (
             each["number"] != record["best"],
             each["objective"] is None,
+            (each[ACCURACY] or 0) < (objective["min_accuracy"] or 0),
             sign * (each["objective"] or 0),
             each["number"],
         ),
@@ -416,6 +417,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     if record["importance"]:
         shares = ", ".join(f"{key} {share:.0%}" for key, share in record["importance"].items())
         notes.append(f"Of what the objective varies by, as PED-ANOVA has it: {shares}.")
+    if record["best"] is None and any(each["objective"] is not None for each in record["trials"]):
+        notes.append(f"No trial has a held-out accuracy of {objective['min_accuracy']:g}.")
     if record["best"] is not None:
         best = record["trials"][record["best"]]["values"]
         words = " ".join(f"--set '{each}'" for each in record["changes"])

@@ -3,8 +3,7 @@
 import json
 import os
 import signal
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from test_cli import DIGITS, TINY, pykd, said
 
 from pykd import config as recipes
-from pykd import jobs
+from pykd import jobs, runs
 from pykd.config import ConfigError
 
 GRID = ["compare", DIGITS, *TINY, "--set=baselines=[]", "--set=student.training.optimizer=sgd"]
@@ -36,30 +35,16 @@ def measured(out):
     return [{key: row[key] for key in ("run", "name", "seeds", "error", "file_bytes", "above_teacher")} for row in rows]
 
 
-def started(out, *words, until):
-    """A command in a process of its own, once ``until`` says that it is well on its way."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pykd.cli", *words, "--out", out], stderr=subprocess.PIPE, text=True
-    )
+def wait_until(true):
     give_up = time.monotonic() + 120
-    while not until() and process.poll() is None and time.monotonic() < give_up:
-        time.sleep(0.05)
-    assert process.poll() is None, process.stderr.read()
-    return process
+    while not true():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
 
 
-def workers_of(pid):
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def ended(pids):
-    """Whether all of these processes are gone, within some seconds."""
-    give_up = time.monotonic() + 60
-    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
-        if time.monotonic() > give_up:
-            return left == []
-        time.sleep(0.05)
-    return True
+def lines(folder):
+    file = folder / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
 
 
 def test_two_at_once_have_the_bits_of_one_at_a_time_and_failures_are_told_once():
@@ -80,42 +65,29 @@ def test_two_at_once_have_the_bits_of_one_at_a_time_and_failures_are_told_once()
     assert sum("pykd: student: the loss is not finite" in log for log in logs.values()) == 2
 
 
-def test_a_signal_saves_all_and_a_killed_parent_leaves_no_one():
-    long = ["compare", DIGITS, *TINY, "--set=baselines=[]", "--seeds=2", "--set=student.training.epochs=150"]
-    long += ["--set=checkpoint_seconds=0.1"]
+def test_a_signal_saves_all_and_who_asked_leaves_no_one_behind():
+    changes = [*TINY, "--set=baselines=[]", "--set=student.training.epochs=100", "--set=checkpoint_seconds=0.1"]
+    long = ["compare", DIGITS, *changes, "--seeds=2"]
     folders = [Path("grid", DIGITS, f"seed-{seed}") for seed in (0, 1)]
 
-    def under_way():
-        return all(any((folder / "checkpoints").glob("*")) for folder in folders)
+    def interrupt():
+        wait_until(lambda: all(any((folder / "checkpoints").glob("*")) for folder in folders))
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    process = started("grid", *long, "--jobs=2", until=under_way)
-    workers = workers_of(process.pid)
-    assert len(workers) == 2
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143
-    sentences = [line for line in errors.splitlines() if line.startswith("pykd: ")]
-    assert sentences == [f"pykd: interrupted, {Path('grid').resolve()} is saved: continue with --resume"]
-    assert ended(workers)
+    signaller = threading.Thread(target=interrupt)
+    signaller.start()
+    result = pykd(*long, "--jobs=2", "--out=grid")
+    signaller.join()
+    assert said(result, 143) == f"pykd: interrupted, {Path('grid').resolve()} is saved: continue with --resume"
     assert not any((folder / "summary.json").exists() for folder in folders)
     assert all("interrupted" in (folder / jobs.LOG).read_text() for folder in folders)
 
-    lines = [(folder / "metrics.jsonl").read_text().count("\n") for folder in folders]
-    process = started(
-        "grid",
-        *long,
-        "--jobs=2",
-        "--resume",
-        until=lambda: all(
-            (folder / "metrics.jsonl").read_text().count("\n") > count
-            for folder, count in zip(folders, lines, strict=True)
-        ),
-    )
-    workers = workers_of(process.pid)
-    assert len(workers) == 2
-    process.kill()
-    assert ended(workers), "they end with the process that asks"
-    process.communicate()
+    worker, before = jobs._Worker(1), lines(folders[0])
+    worker.start(runs.stored(folders[0]), folders[0].resolve(), True, "cpu")
+    wait_until(lambda: lines(folders[0]) > before)
+    worker.process.stdin.close()  # as when the process that asks is killed
+    assert worker.process.wait(60) == 128 + signal.SIGTERM
+    assert (folders[0] / jobs.LOG).read_text().count("interrupted") == 2
 
     for out, resume in (("grid", ["--resume"]), ("undisturbed", [])):
         result = pykd(*long, "--jobs=1", "--out", out, *resume)
