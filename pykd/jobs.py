@@ -216,6 +216,7 @@ def work(threads: int) -> None:
     When standard input ends, so does the worker, its run saved: whoever asked is gone.
     """
     answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
     requests: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin, requests), daemon=True).start()
     import torch
