@@ -12,6 +12,7 @@ LOOKS = list(zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E
 STYLE = {
     "svg.hashsalt": "pykd",
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # and a name with dollars in it a name
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

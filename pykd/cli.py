@@ -1,4 +1,4 @@
-"""The command line: ``pykd distill | evaluate | export | run | bench | bundle | compare | reproduce | ...``.
+"""The command line: ``pykd distill | evaluate | export | run | bench | compare | reproduce | sweep | report | ...``.
 
 Torch and the pipelines are imported inside the commands that need them, so that help and mistakes are told at once.
 """
@@ -21,7 +21,8 @@ try:
 
     from pykd import config as recipes
     from pykd import grids, runs
-    from pykd.config import Config, ConfigError
+    from pykd.config import ConfigError
+    from pykd.jobs import at_once
 except ModuleNotFoundError as error:
     raise SystemExit(f"pykd: {error.name} is missing: run pip install 'pykd[train]'") from error
 
@@ -94,6 +95,18 @@ Assignments = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. student.training.epochs=5; may be repeated."),
 ]
 Device = Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="Where to work; the best there is by default.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=1024,
+        help="Runs at once, each a process with a log in its folder; by default as many as there are processors, 8 at "
+        "most, and 1 with CUDA.",
+    ),
+]
+Threads = Annotated[
+    int, typer.Option(min=1, max=1024, help="Of each run. Results depend on it in their last bits; never on --jobs.")
+]
 
 
 @app.command()
@@ -106,6 +119,7 @@ def distill(
     ] = False,
     device: Device = None,
     seed: Annotated[int | None, typer.Option(help="Decides initial values, order, noise and held-out rows.")] = None,
+    with_report: Annotated[bool, typer.Option("--report", help="Also write report.html into the run folder.")] = False,
 ) -> None:
     """Train a teacher, its student and the baselines, and compare them in a table.
 
@@ -126,6 +140,8 @@ def distill(
 
         show(run.summary)
         typer.echo(f"{out} holds the weights, the metrics and this table", err=True)
+        if with_report:
+            _write_report([out], out / "report.html", changes)
 
 
 @app.command()
@@ -550,6 +566,8 @@ def compare(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the grid in --out, or the newest one; finished runs stay.")
     ] = False,
+    jobs: Jobs = None,
+    threads: Threads = 1,
     device: Device = None,
 ) -> None:
     """Run recipes with several seeds and settings: one table with mean and sample standard deviation.
@@ -562,6 +580,7 @@ def compare(
     """
     planned = grids.plan(recipe, grid or [], assignments or [], seeds)
     grids.check_methods(planned)
+    count = at_once(jobs, threads, device)
     out = grids.folder_of(f"compare-{recipes.recipe_name(recipe[0])}", out, resume).resolve()
 
     def write(finished: grids.Finished) -> str:
@@ -578,12 +597,23 @@ def compare(
         return grids.write_table(out / "table", markdown(record), record)
 
     planned = grids.with_shared_teachers(planned, out)
-    grids.run_all(planned, out, write, resume=resume, device=device, draw=lambda finished: grids.draw(finished, out))
+    grids.run_all(
+        planned,
+        out,
+        write,
+        resume=resume,
+        jobs=count,
+        threads=threads,
+        device=device,
+        draw=lambda finished: grids.draw(finished, out),
+    )
 
 
 @app.command()
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="noisy_teacher or cross_distillation")],
+    paper: Annotated[
+        str, typer.Argument(help="noisy_teacher, variational_student, factor_transfer, cross_distillation, or all")
+    ],
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -594,10 +624,12 @@ def reproduce(
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, max=10_000, help="Runs of each variant: 5 by default, 3 of a small VGG, 2 if quick."),
+        typer.Option(
+            min=1, max=10_000, help="Runs of each variant: 5 or 3 by default, as the paper's grid has them; 2 if quick."
+        ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Few variants and a tenth of the epochs, on digits: does it all run?")
+        bool, typer.Option("--quick", help="Few variants, 2 seeds and a tenth of the epochs, on digits: does it run?")
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs; runs/reproduce-<paper>-<time> by default.")
@@ -605,44 +637,126 @@ def reproduce(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the grid in --out, or the newest one; finished runs stay.")
     ] = False,
+    jobs: Jobs = None,
+    threads: Threads = 1,
     device: Device = None,
 ) -> None:
     """Run a paper's experiment: its variants with several seeds, and our figures beside its claims.
 
-    Every run is one of a recipe <paper>-<data set>; the variants of a seed learn from the same teacher.
+    Every run is one of a recipe <paper>-<data set>; the variants of a seed learn from the same teacher. With all, the
+    folder holds one for each paper, and claims.md.
     """
     from pykd.reproduce import PAPERS
+    from pykd.reproduce.experiment import run as run_experiments
 
-    experiment = recipes.choose(PAPERS, paper, "paper")
+    if paper != "all":
+        recipes.choose(PAPERS, paper, "paper")
     key = "data.name="
     data = [each.removeprefix(key) for each in assignments or [] if each.startswith(key)]
-    data = list(dict.fromkeys(data)) or ["digits" if quick else "mnist"]
-    changes = [each for each in assignments or [] if not each.startswith(key)]
+    run_experiments(
+        list(PAPERS) if paper == "all" else [paper],
+        list(dict.fromkeys(data)) or ["digits" if quick else "mnist"],
+        [each for each in assignments or [] if not each.startswith(key)],
+        out,
+        seeds=seeds,
+        quick=quick,
+        resume=resume,
+        jobs=jobs,
+        threads=threads,
+        device=device,
+    )
 
-    def plan(out: Path) -> list[tuple[str, Config]]:
-        return experiment.runs(data, changes, seeds=seeds, out=out, quick=quick)
 
-    grids.check_methods(plan(Path()))  # mistakes are told before a folder is looked for
-    out = grids.folder_of(f"reproduce-{paper}", out, resume).resolve()
-    if (sentence := experiment.left_out(seeds, quick)) and runs.is_main_process():
-        typer.echo(sentence, err=True)
+@app.command()
+def sweep(
+    recipe: Recipe,
+    over: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KEY=AXIS",
+            help="A key to vary, and its values: LOW:HIGH, behind it :log or :int or both, or VALUE,VALUE; may be "
+            "repeated. E.g. method.sigma=0.01:2:log, student.training.epochs=5:50:int.",
+        ),
+    ],
+    assignments: Assignments = None,
+    trials: Annotated[int, typer.Option(min=1, max=100_000, help="How many; of a grid all, if they are fewer.")] = 20,
+    maximize: Annotated[
+        str | None, typer.Option(metavar="MEASURE", help="What to have most of; holdout_accuracy by default.")
+    ] = None,
+    minimize: Annotated[
+        str | None, typer.Option(metavar="MEASURE", help="What to have least of instead, e.g. file_bytes.")
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least held-out accuracy that the best trial may have.")
+    ] = None,
+    sampler: Annotated[
+        Literal["tpe", "random", "grid"], typer.Option(help="Who chooses: Optuna, or all in turn.")
+    ] = "tpe",
+    seed: Annotated[int | None, typer.Option(help="Of all runs, which share a teacher, and of the choices.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs; runs/sweep-<recipe>-<time> by default.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the sweep in --out, or the newest one; --trials may have grown.")
+    ] = False,
+    jobs: Jobs = None,
+    threads: Threads = 1,
+    device: Device = None,
+) -> None:
+    """Search a recipe's settings for the best student, by its accuracy on the held-out rows; never on test rows.
 
-    def record(finished: grids.Finished) -> dict[str, Any]:
-        environment = grids.environment(finished, out)
-        return experiment.record(finished, changes=grids.deciding(changes), quick=quick, environment=environment)
+    Each trial is a run folder; students are trained without baselines unless --set baselines=[...] names some. The
+    folder holds sweep.json, sweep.md and sweep.svg. Trials that a signal or a crash ended go on with --resume.
+    """
+    from pykd import sweeps
+    from pykd._files import write_atomically
 
-    def write(finished: grids.Finished) -> str:
-        found = record(finished)
-        return grids.write_table(out / "reproduce", experiment.markdown(found), found)
+    if maximize and minimize:
+        raise ConfigError("give either --maximize or --minimize")
+    if "RANK" in os.environ:
+        raise ConfigError("a sweep is one process, with --jobs for more: start it without a launcher")
+    direction = "minimize" if minimize else "maximize"
+    objective = sweeps.Objective(minimize or maximize or sweeps.ACCURACY, direction, min_accuracy)
+    changes = [*(assignments or []), *([] if seed is None else [f"seed={seed}"])]
+    planned = sweeps.Sweep(recipe, over, changes, objective, sampler)
+    count = at_once(jobs, threads, device)
+    out = grids.folder_of(f"sweep-{recipes.recipe_name(recipe)}", out, resume).resolve()
+    planned.run(out, trials, resume=resume, jobs=count, threads=threads, device=device)
+    typer.echo(sweeps.markdown(planned.record))
+    try:
+        write_atomically(out / "sweep.svg", sweeps.figure(planned.record))
+    except ImportError as error:
+        typer.echo(str(error), err=True)
 
-    def draw(finished: grids.Finished) -> None:
-        from pykd._files import write_atomically
 
-        for name, figure in experiment.figures(record(finished)).items():
-            write_atomically(out / name, figure)
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of compare, reproduce or sweep.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", dir_okay=False, help="The file; it is replaced if it is there.")
+    ] = Path("report.html"),
+    assignments: Assignments = None,
+) -> None:
+    """Write one HTML file about runs, finished or not: tables, curves, maps of weights, mistakes, commands, settings.
 
-    planned = grids.with_shared_teachers(plan(out), out)
-    grids.run_all(planned, out, write, resume=resume, device=device, draw=draw)
+    It needs nothing beside it, and no network. The students are asked again on the test data, which are looked for
+    under --set data.root=FOLDER, else where the runs found them.
+    """
+    _write_report(runs, output, assignments or [])
+
+
+def _write_report(places: Sequence[Path], output: Path, changes: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from pykd._files import writing
+    from pykd.report.page import write
+
+    with writing(output, "write the report again"), TemporaryFile(dir=output.parent):  # before all that takes time
+        pass
+    with Console(stderr=True).status("reading the runs ...") as status:
+        size = write(places, output, changes=changes, say=lambda doing: status.update(f"{escape(doing)} ..."))
+    typer.echo(f"{output}: {size:,} bytes", err=True)
 
 
 @app.command("recipes")

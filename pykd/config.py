@@ -253,6 +253,18 @@ def _parse(text: str | bytes, where: str) -> Any:
         raise ConfigError(f"{where}: nested too deeply") from error
 
 
+def mapping(text: str | bytes, where: str) -> dict[str, Any]:
+    """What a recipe, or the ``config.yaml`` of a run, says, unchecked.
+
+    Raises:
+        ConfigError: no YAML, or no mapping.
+    """
+    recipe = _parse(text, where)
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"{where}: a recipe is a mapping with keys such as {', '.join(Config.model_fields)}")
+    return recipe
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """What to try instead of ``word``, as the end of a sentence.
 
@@ -355,9 +367,7 @@ def load(source: str, assignments: Sequence[str] = ()) -> Config:
         if "/" in source or not file.is_file():
             raise ConfigError(f"unknown recipe {source!r}; {nearest(source, recipes())}")
         content = file.read_bytes()
-    recipe = _parse(content, source)
-    if not isinstance(recipe, dict):
-        raise ConfigError(f"{source}: a recipe is a mapping with keys such as {', '.join(Config.model_fields)}")
+    recipe = mapping(content, source)
     try:
         return Config.model_validate(override(recipe, assignments))
     except ValidationError as error:

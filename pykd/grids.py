@@ -1,9 +1,8 @@
 """Grids: runs of several recipes, settings and seeds in one folder, and the table written after each of them."""
 
 import json
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import typer
 from pykd import config as recipes
 from pykd import runs
 from pykd.config import Config, ConfigError
-from pykd.errors import Interrupted, PykdError
+from pykd.errors import PykdError
+from pykd.jobs import Jobs
 
 ALL_ROWS = {"per_class": None, "rows": None, "augment_once": False}  # of the data; what cuts the students' alone
 
@@ -89,48 +89,82 @@ def run_all(
     write: Callable[[Finished], str],
     *,
     resume: bool,
+    jobs: int,
+    threads: int,
     device: str | None,
     draw: Callable[[Finished], None] | None = None,
 ) -> None:
     """Does the runs of a grid that are not finished; after each, ``write`` writes the table of all that are.
 
-    At the end ``draw`` makes figures.
+    A run that reads a teacher from another's folder waits until it lies there. At the end ``draw`` makes figures.
     """
-    summaries = [_finished(out / variant / f"seed-{config.seed}", config) for variant, config in planned]
+    folders = [out / variant / f"seed-{config.seed}" for variant, config in planned]
+    configs = {folder: config for folder, (_, config) in zip(folders, planned, strict=True)}
+    summaries = {folder: _finished(folder, config) for folder, config in configs.items()}
     _check_begun(planned, out)
-    _check_data([config for (_, config), summary in zip(planned, summaries, strict=True) if not summary])
-    failures = []
-    finished: dict[str, list[dict[str, Any]]] = {}
-    text = ""
-    for number, (variant, config) in enumerate(planned):
-        folder = out / variant / f"seed-{config.seed}"
-        if runs.is_main_process():
-            typer.echo(f"[{number + 1}/{len(planned)}] {folder}", err=True)
-        try:
-            if not summaries[number]:
-                _check_teachers(config, folder, out)
-                summaries[number] = runs.distill(config, folder, resume=resume, device=device).summary
-        except PykdError as error:
-            alone = os.environ.get("WORLD_SIZE", "1") == "1"  # else it may be this process's, and the others wait
-            if isinstance(error, (ConfigError, Interrupted)) or not alone:
-                raise
+    waiting = {folder: config for folder, config in configs.items() if not summaries[folder]}
+    check_data(waiting.values())
+    failures: list[str] = []
+
+    def finished() -> Finished:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for folder, (variant, config) in zip(folders, planned, strict=True):
+            if summary := summaries[folder]:
+                found.setdefault(variant, []).append({"seed": config.seed, **summary})
+        return found
+
+    def table() -> str:
+        return write(found) if runs.is_main_process() and (found := finished()) else ""
+
+    text = table()
+    done = len(planned) - len(waiting)
+    with Jobs(jobs, threads=threads, device=device, out=out, runs=len(planned), done=done) as going:
+
+        def failed(error: PykdError) -> None:
             failures.append(str(error))
-            runs.tell(str(error))
-            continue
-        finished = {}
-        for (name, each), summary in zip(planned, summaries, strict=True):
-            if summary:
-                finished.setdefault(name, []).append({"seed": each.seed, **summary})
-        if runs.is_main_process():
-            text = write(finished)
+            going.say(f"pykd: {error}")
+
+        while waiting or going.busy:
+            for folder, config in list(waiting.items()):
+                if not going.free:
+                    break
+                source = missing_teacher(config, out)
+                if source and (source in waiting or source in going.busy):
+                    continue
+                del waiting[folder]
+                if source:
+                    failed(PykdError(f"{folder} is left out: {source} has not trained its teacher"))
+                    continue
+                if going.alone:
+                    going.say(f"[{folders.index(folder) + 1}/{len(planned)}] {folder}")
+                going.start(config, folder, resume=resume)
+            for folder, error in going.ended():
+                if error:
+                    failed(error)
+                    continue
+                done += 1
+                summaries[folder] = _finished(folder, configs[folder])
+                if not going.alone:
+                    going.say(f"[{done}/{len(planned)}] {folder}: {in_words(summaries[folder])}")
+                text = table()
     typer.echo(text, nl=False)
-    if draw and finished and runs.is_main_process():
+    if draw and runs.is_main_process() and (found := finished()):
         try:
-            draw(finished)
+            draw(found)
         except ImportError as error:
             typer.echo(str(error), err=True)
     if failures:
         raise PykdError(f"{len(failures)} of {len(planned)} runs failed, the first: {failures[0]}")
+
+
+def in_words(summary: Mapping[str, Any] | None) -> str:
+    """What a run brought, in a line.
+
+    >>> in_words({"rows": [{"label": "student, KD", "holdout_accuracy": 0.98}]})
+    'student, KD: 98.00 % of the held-out rows right'
+    """
+    row = (summary or {"rows": [{}]})["rows"][-1]
+    return f"{row['label']}: {100 * row['holdout_accuracy']:.2f} % of the held-out rows right" if row else "finished"
 
 
 def check_methods(planned: Sequence[tuple[str, Config]]) -> None:
@@ -151,7 +185,7 @@ def _check_begun(planned: Sequence[tuple[str, Config]], out: Path) -> None:
             require_same(runs.stored(folder).model_dump(mode="json"), config.model_dump(mode="json"), str(folder))
 
 
-def _check_data(configs: Sequence[Config]) -> None:
+def check_data(configs: Iterable[Config]) -> None:
     """Raises for data that cannot be read, before the first run starts."""
     from pykd import data
 
@@ -160,11 +194,12 @@ def _check_data(configs: Sequence[Config]) -> None:
         data.load(each, seed=0)
 
 
-def _check_teachers(config: Config, folder: Path, out: Path) -> None:
-    """Raises where another run of the grid should have trained a teacher of this one, and has not."""
+def missing_teacher(config: Config, out: Path) -> Path | None:
+    """The folder below ``out`` of the run that should have trained a teacher of this one, and has not."""
     for teacher in config.teachers.values():
         if teacher.weights and out in Path(teacher.weights).parents and not Path(teacher.weights).exists():
-            raise PykdError(f"{folder} is left out: {Path(teacher.weights).parent} has not trained its teacher")
+            return Path(teacher.weights).parent
+    return None
 
 
 def deciding(changes: Sequence[str]) -> list[str]:

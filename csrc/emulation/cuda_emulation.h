@@ -101,6 +101,43 @@ struct Warp {
   unsigned char shown[2][32][16];  // what each lane shows the others, in even and odd exchanges
 };
 
+// Where a fiber, or the scheduler, stands while others run.
+#if defined(__x86_64__) && defined(__GNUC__)
+// swapcontext asks the system twice for the signal mask; and ASan's forgets what is poisoned on the other stack.
+struct Context {
+  void* stack = nullptr;
+
+  void start(char* bottom, size_t bytes, void (*function)()) {
+    auto top = reinterpret_cast<void**>(bottom + bytes / 16 * 16);
+    *--top = nullptr;  // where the function would return to
+    *--top = reinterpret_cast<void*>(function);
+    stack = top - 6;  // registers
+  }
+
+  static void swap(Context& from, const Context& to) { swap_stacks(&from.stack, to.stack); }
+
+ private:
+  __attribute__((naked, noinline)) static void swap_stacks(void**, void*) {
+    asm("pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15;"
+        "movq %rsp, (%rdi); movq %rsi, %rsp;"
+        "popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp; ret");
+  }
+};
+#else
+struct Context {
+  ucontext_t context;
+
+  void start(char* bottom, size_t bytes, void (*function)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = bottom;
+    context.uc_stack.ss_size = bytes;
+    makecontext(&context, function, 0);
+  }
+
+  static void swap(Context& from, const Context& to) { swapcontext(&from.context, &to.context); }
+};
+#endif
+
 struct Block;
 
 struct Thread {
@@ -112,7 +149,7 @@ struct Thread {
   bool running = false;
   const Barrier* awaited = nullptr;
   unsigned awaited_phase = 0;
-  ucontext_t context;
+  Context context;
   std::unique_ptr<char[]> stack;
   void* tsan = nullptr;
   struct Copy {
@@ -208,10 +245,7 @@ class Team {
   void add() {
     auto thread = std::make_unique<Thread>();
     thread->stack = std::unique_ptr<char[]>(new char[kStackBytes]);
-    getcontext(&thread->context);
-    thread->context.uc_stack.ss_sp = thread->stack.get();
-    thread->context.uc_stack.ss_size = kStackBytes;
-    makecontext(&thread->context, &Team::live, 0);
+    thread->context.start(thread->stack.get(), kStackBytes, &Team::live);
 #if defined(__SANITIZE_THREAD__)
     thread->tsan = __tsan_create_fiber(0);
 #endif
@@ -244,7 +278,7 @@ class Team {
     scheduler_tsan = __tsan_get_current_fiber();
     __tsan_switch_to_fiber(t.tsan, 0);  // what the launch wrote is seen by every thread
 #endif
-    swapcontext(&scheduler, &t.context);
+    Context::swap(scheduler, t.context);
   }
 
   // Back to the scheduler: in mid-block without order, at its end with it, since the next block follows this one.
@@ -252,7 +286,7 @@ class Team {
 #if defined(__SANITIZE_THREAD__)
     __tsan_switch_to_fiber(get().scheduler_tsan, mid_block ? __tsan_switch_to_fiber_no_sync : 0);
 #endif
-    swapcontext(&t.context, &get().scheduler);
+    Context::swap(t.context, get().scheduler);
   }
 
   PYKD_UNSANITIZED static void order([[maybe_unused]] char& token, [[maybe_unused]] bool release) {
@@ -266,7 +300,7 @@ class Team {
   std::vector<std::unique_ptr<Thread>> threads;
   const std::function<void()>* body = nullptr;  // what each thread of the present block runs
   Thread* current = nullptr;
-  ucontext_t scheduler;
+  Context scheduler;
   void* scheduler_tsan = nullptr;
 };
 

@@ -47,7 +47,9 @@ def compared(finished: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
                 row[key] = _spread([own[key] for own in of if own.get(key) is not None])
             row["error"] = _spread([1 - own["accuracy"] for own in of])
             for ratio, whole, part in (("nonzero_ratio", "parameters", "nonzeros"), ("ratio", "bytes", "file_bytes")):
-                row[ratio] = _spread([teacher[whole] / own[part] for own, teacher in pairs if own.get(part)])
+                row[ratio] = _spread(
+                    [teacher[whole] / own[part] for own, teacher in pairs if own.get(part) and teacher.get(whole)]
+                )
             row["above_teacher"] = None
             if of is not teachers:
                 points, low_high = interval([teacher["accuracy"] - own["accuracy"] for own, teacher in pairs])
@@ -86,21 +88,32 @@ def markdown(record: Mapping[str, Any]) -> str:
     made_of = [*record["recipes"], *(f"--set {each}" for each in record["changes"])]
     made_of += [f"--grid {each}" for each in record["grid"]]
     ran_with = [f"{name} {value}" for name, value in record["environment"].items()]
-    columns: dict[str, list[str]] = {}
-    for row in record["rows"]:
-        for title, cell in _cells(row).items():
-            columns.setdefault(title, []).append(cell)
+    columns = columned(record["rows"])
     if len(record["recipes"]) == 1:  # what a run changes tells it from the others
-        columns = {"change": [run.partition("+")[2] for run in columns.pop("run", [])], **columns}
-    columns = {title: cells for title, cells in columns.items() if any(cells)}
+        changes = [run.partition("+")[2] for run in columns.pop("run", [])]
+        columns = {"change": changes, **columns} if any(changes) else columns
     lines = [list(columns), *(list(cells) for cells in zip(*columns.values(), strict=True))]
     parts = [f"{', '.join(f'`{each}`' for each in made_of)}; {', '.join(ran_with)}.", table(lines)]
-    notes = [note for title, note in READING.items() if title in columns]
-    if any(row["n"] > 1 for row in record["rows"]):
-        notes.insert(0, "Mean and sample standard deviation over n seeds")
-    if notes:
-        parts.append(textwrap.fill("; ".join(notes) + ".", 120))
+    if notes := reading(columns, record["rows"]):
+        parts.append(textwrap.fill(notes, 120))
     return "\n\n".join(parts)
+
+
+def columned(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The cells of each column by its title, without columns of which nothing is known."""
+    columns: dict[str, list[str]] = {}
+    for row in rows:
+        for title, cell in _cells(row).items():
+            columns.setdefault(title, []).append(cell)
+    return {title: cells for title, cells in columns.items() if any(cells)}
+
+
+def reading(columns: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """How to read the table; empty where that goes without saying."""
+    notes = [note for title, note in READING.items() if title in columns]
+    if any(row["n"] > 1 for row in rows):
+        notes.insert(0, "Mean and sample standard deviation over n seeds")
+    return "; ".join(notes) + "." * bool(notes)
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:

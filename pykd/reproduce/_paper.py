@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pykd.config import Config, ConfigError, nearest
-from pykd.report.tables import interval, signed_percent
+from pykd.report.comparison import compared
+from pykd.report.tables import interval, signed_percent, table
+
+QUICK = "quick: not evidence"
+WHOLE = "recipe"  # the variant that is the recipe as it stands, with its baselines
 
 
 class Paper(Protocol):
@@ -52,6 +56,10 @@ class Paper(Protocol):
         Returns:
             ``paper``, ``changes``, ``quick``, ``environment``, and what the paper's own module says.
         """
+        ...
+
+    def claims(self, data: str, rows: Sequence[Mapping[str, Any]], *, quick: bool) -> list[dict[str, Any]]:
+        """What the ``rows`` of a record on one data set say to the paper's claims; see :func:`checked`."""
         ...
 
     def markdown(self, record: Mapping[str, Any]) -> str:
@@ -129,8 +137,8 @@ def verdict(
     """What a difference of :func:`paired` says about a claim.
 
     Args:
-        ours: the difference.
-        kind: ``"points"`` or ``"relative"``.
+        ours: the difference, or the mean of :func:`times`.
+        kind: ``"points"``, ``"relative"`` or ``"times"``.
         figure: the published one, if there is one.
         quick: it comes from quick runs.
 
@@ -139,7 +147,7 @@ def verdict(
         'reached'
     """
     if quick:
-        return "quick: not evidence"
+        return QUICK
     if ours is not None and ours[kind] is None:
         return "open: there are no errors to reduce"
     if ours is None or ours[f"{kind}_interval"] is None:
@@ -155,15 +163,81 @@ def verdict(
     return f"not reached: less is seen{', but the interval holds the figure' if holds else ''}"
 
 
+def no_worse(ours: Mapping[str, Any] | None, allowed: float, *, quick: bool = False) -> str:
+    """What a difference of :func:`paired` says about a claim to err at most ``allowed`` more.
+
+    Example:
+        >>> no_worse({"points": -0.001, "points_interval": [-0.003, 0.001]}, 0.002)
+        'open: the interval holds a loss of 0.20 points'
+    """
+    if quick:
+        return QUICK
+    if ours is None or ours["points_interval"] is None:
+        return "open: an interval needs two seeds"
+    low, high = ours["points_interval"]
+    if high < -allowed:
+        return "not reached: more is lost"
+    return "reached" if low >= -allowed else f"open: the interval holds a loss of {100 * allowed:.2f} points"
+
+
 def effect(found: Mapping[str, Any] | None, kind: str = "points") -> str:
-    """A difference of :func:`paired` as a cell; empty where there is none.
+    """A difference of :func:`paired` or a mean of :func:`times` as a cell; empty where there is none.
 
     >>> effect({"points": 0.02, "points_interval": [0.01, 0.03]})
     '+2.00 [+1.00, +3.00]'
+    >>> effect({"times": 64.0, "times_interval": [62.0, 66.0]}, "times")
+    '64.0 [62.0, 66.0]'
     """
     if found is None or found[kind] is None:
         return ""
+    if kind == "times":
+        ends = [f"{each:.1f}" for each in found["times_interval"] or []]
+        return f"{found['times']:.1f}" + (f" [{', '.join(ends)}]" if ends else "")
     return signed_percent(found[kind], found[f"{kind}_interval"], digits=2 if kind == "points" else 1)
+
+
+def times(values: Sequence[float]) -> dict[str, Any]:
+    """How many ``times`` smaller, on average over the seeds, with the mean's 95 % interval by Student's t.
+
+    >>> times([64.0, 66.0])["times"]
+    65.0
+    """
+    mean, low_high = interval(values)
+    return {"seeds": len(values), "times": mean, "times_interval": low_high}
+
+
+def by_seed(row: Mapping[str, Any]) -> dict[str, float]:
+    """The errors of a row of :func:`pykd.report.compared`, as :func:`paired` takes them."""
+    return dict(zip(map(str, row["seeds"]), row["error"]["values"], strict=True))
+
+
+def networks(
+    finished: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, list[dict[str, Any]]]:
+    """For each data set the rows of :func:`pykd.report.compared`, whose ``run`` is the variant alone.
+
+    Args:
+        finished: see :meth:`Paper.record`.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in compared(finished):
+        data, _, variant = row["run"].partition("/")
+        found.setdefault(data, []).append({**row, "run": variant})
+    return found
+
+
+def network(rows: Sequence[Mapping[str, Any]], run: str, name: str) -> Mapping[str, Any] | None:
+    """The row of one network of a variant."""
+    return next((row for row in rows if (row["run"], row["name"]) == (run, name)), None)
+
+
+def plain(label: str) -> str:
+    """What a network is called in a sentence.
+
+    >>> plain("student, KD"), plain("student alone")
+    ('KD', 'student alone')
+    """
+    return label.removeprefix("student, ")
 
 
 def opening(record: Mapping[str, Any], reading: str) -> list[str]:
@@ -172,5 +246,41 @@ def opening(record: Mapping[str, Any], reading: str) -> list[str]:
     if record["changes"]:
         parts.append(f"**Not the recipe's settings:** {', '.join(f'`{change}`' for change in record['changes'])}.")
     if record["quick"]:
-        parts.append("**quick: not evidence.** A tenth of the epochs and few variants: this shows that all of it runs.")
+        parts.append(
+            "**quick: not evidence.** A tenth of the epochs, few variants and, for factor transfer, a small teacher: "
+            "this shows that all of it runs."
+        )
     return parts
+
+
+def checked(
+    text: str,
+    ours: Sequence[Mapping[str, float]],
+    than: Sequence[Mapping[str, float]],
+    *,
+    quick: bool,
+    published: str = "without a figure",
+    kind: str = "points",
+    figure: float | None = None,
+) -> dict[str, Any]:
+    """A claim that ``ours`` err less than others, and what was found: see :func:`paired` and :func:`verdict`.
+
+    Returns:
+        ``claim``, ``published`` and ``kind`` as given; ``sides``, the errors of both, a value a seed; ``ours``, the
+        difference; its ``verdict``.
+    """
+    found = paired(ours, than)
+    shared = [seed for seed in ours[0] if all(seed in errors for errors in (*ours, *than))]
+    sides = [[statistics.fmean(errors[seed] for errors in side) for seed in shared] for side in (ours, than)]
+    said = verdict(found, kind, figure, quick=quick)
+    return {"claim": text, "published": published, "kind": kind, "sides": sides, "ours": found, "verdict": said}
+
+
+def claims_table(of: Mapping[str, Any], title: str) -> str:
+    """The claims of a record on one data set."""
+    lines = [[f"claim, on {title}", "published", "here", "verdict"]]
+    for claim in of["claims"]:
+        unit = {"points": "points", "relative": "% relative", "times": "times"}[claim["kind"]]
+        here = f"{effect(claim['ours'], claim['kind'])} {unit}"
+        lines.append([claim["claim"], claim["published"], here, claim["verdict"]])
+    return table(lines)

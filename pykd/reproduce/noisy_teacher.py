@@ -10,7 +10,16 @@ from typing import Any
 from pykd import config as recipes
 from pykd.config import Config
 from pykd.report.tables import percent, ran_with, table
-from pykd.reproduce._paper import effect, fewer_epochs, opening, paired, refuse_varied, require_data, verdict
+from pykd.reproduce._paper import (
+    checked,
+    claims_table,
+    effect,
+    fewer_epochs,
+    opening,
+    paired,
+    refuse_varied,
+    require_data,
+)
 
 PAPER = "noisy_teacher"
 CLEAN = "clean"  # the runs that train the teachers, the student alone, and the student by clean regression
@@ -210,28 +219,43 @@ def record(
                     rows.append(_row("teacher", "teacher", variant.changes, summaries, "teacher"))
                     rows.append(_row("alone", "student alone", variant.changes, summaries, "alone"))
                 rows.append(_row(variant.name, variant.label, variant.changes, summaries, "student"))
-        by_name = {row["name"]: row for row in rows}
-        cells = [by_name[each.name] for each in VARIANTS if each.cell and each.name in by_name]
+        by_name = _by_name(rows)
         for row in rows:
             row["fewer_errors"] = (
                 paired([row["error"]], [by_name[CLEAN]["error"]]) if row["name"] not in (CLEAN, "teacher") else None
             )
-        if cells:
-            by_name[BEST] = min(cells, key=lambda row: statistics.fmean(row["holdout_error"].values()))
-        claims = []
-        for claim in CLAIMS:
-            sides = [[by_name[name] for name in side if name in by_name] for side in (claim.ours, claim.than)]
-            if (claim.data and data not in claim.data) or list(map(len, sides)) != [len(claim.ours), len(claim.than)]:
-                continue
-            ours = paired(*([row["error"] for row in side] for side in sides))
-            kind = "points" if claim.points else "relative"
-            published = claim.published + (", if the images are CIFAR-10's" if data == "imagefolder" else "")
-            said = verdict(ours, kind, claim.figure, quick=quick)
-            claims.append({"claim": claim.text, "published": published, "kind": kind, "ours": ours, "verdict": said})
-        best = by_name[BEST]["name"] if cells else None
-        found[data] = {"recipe": f"{PAPER}-{data}", "rows": rows, "best": best, "claims": claims}
+        best = by_name[BEST]["name"] if BEST in by_name else None
+        found[data] = {
+            "recipe": f"{PAPER}-{data}",
+            "rows": rows,
+            "best": best,
+            "claims": claims(data, rows, quick=quick),
+        }
     made_of = {"paper": PAPER, "changes": list(changes), "quick": quick}
     return {**made_of, "environment": ran_with(environment), "data": found}
+
+
+def _by_name(rows: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The rows, and the best cell of the grid among them as ``BEST``."""
+    found = {row["name"]: row for row in rows}
+    if cells := [found[each.name] for each in VARIANTS if each.cell and each.name in found]:
+        found[BEST] = min(cells, key=lambda row: statistics.fmean(row["holdout_error"].values()))
+    return found
+
+
+def claims(data: str, rows: Iterable[Mapping[str, Any]], *, quick: bool) -> list[dict[str, Any]]:
+    """See :meth:`pykd.reproduce.Paper.claims`."""
+    by_name = _by_name(rows)
+    found = []
+    for claim in CLAIMS:
+        sides = [[by_name[name] for name in side if name in by_name] for side in (claim.ours, claim.than)]
+        if (claim.data and data not in claim.data) or list(map(len, sides)) != [len(claim.ours), len(claim.than)]:
+            continue
+        published = claim.published + (", if the images are CIFAR-10's" if data == "imagefolder" else "")
+        kind = "points" if claim.points else "relative"
+        errors = ([row["error"] for row in side] for side in sides)
+        found.append(checked(claim.text, *errors, quick=quick, published=published, kind=kind, figure=claim.figure))
+    return found
 
 
 def _row(
@@ -266,14 +290,8 @@ def markdown(record: Mapping[str, Any]) -> str:
             errors = [percent(list(row[key].values())) for key in ("holdout_error", "error")]
             lines.append([label, str(len(row["error"])), *errors, effect(fewer, "points"), effect(fewer, "relative")])
         parts.append(table(lines))
-        if not of["claims"]:
-            continue
-        lines = [[f"claim, on {data}", "published", "here", "verdict"]]
-        for claim in of["claims"]:
-            unit = {"points": "points", "relative": "% relative"}[claim["kind"]]
-            here = f"{effect(claim['ours'], claim['kind'])} {unit}"
-            lines.append([claim["claim"], claim["published"], here, claim["verdict"]])
-        parts.append(table(lines))
+        if of["claims"]:
+            parts.append(claims_table(of, data))
     return "\n\n".join(parts)
 
 

@@ -1,6 +1,6 @@
 """Batches in an order that is a pure function of a seed, read from any position on, shared out among processes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -91,7 +91,7 @@ class Source:
             )
             if not isinstance(data.dataset, IterableDataset) and plain and type(data.batch_sampler) is BatchSampler:
                 source = cls(
-                    data.dataset,
+                    _together(data.dataset),
                     by_row=True,
                     name=name,
                     batch_size=data.batch_size,
@@ -105,7 +105,7 @@ class Source:
         elif isinstance(data, IterableDataset) or not hasattr(data, "__getitem__"):
             raise PykdError(f"{name} should be a map-style Dataset or a DataLoader, got {type(data).__name__}")
         else:
-            source = cls(data, by_row=True, name=name)
+            source = cls(_together(data), by_row=True, name=name)
         try:
             rows = len(source.data)
         except TypeError:
@@ -116,7 +116,7 @@ class Source:
             return source
         if isinstance(source.data, (InMemory, ImageFiles)) and source.data.normalize and source.collate is collate:
             source = replace(source, data=source.data.raw(), normalized=Normalizer(source.data.normalize))
-        sample = source.fetch([0])
+        sample = source.fetch(torch.tensor([0]))
         row_bytes = max(1, source.normalized(sample[0]).nbytes)
         large = max(1, min(LARGE_BATCH_ROWS, LARGE_BATCH_BYTES // row_bytes))
         return replace(source, indexed=len(sample) == 3, large_batch=large)
@@ -139,13 +139,13 @@ class Source:
             )
         order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(derive(seed, "holdout")))
         kept, out = order[held:].sort().values, order[:held].sort().values
-        return replace(self, data=Subset(self.data, kept.tolist())), replace(
-            self, data=Subset(self.data, out.tolist()), name="holdout"
-        )
+        parts = (_together(Subset(self.data, rows.tolist())) for rows in (kept, out))
+        return replace(self, data=next(parts)), replace(self, data=next(parts), name="holdout")
 
-    def fetch(self, positions: Sequence[int]) -> tuple[Tensor, ...]:
+    def fetch(self, positions: Tensor) -> tuple[Tensor, ...]:
         """The collated batch of these rows."""
-        return self.checked(self.collate(_Samples(self.data)[positions]))
+        asked = positions if isinstance(self.data, InMemory) else positions.tolist()
+        return self.checked(self.collate(_Samples(self.data)[asked]))
 
     def checked(self, batch: Any) -> tuple[Tensor, ...]:
         """``batch`` as (inputs, labels[, index]) tensors."""
@@ -172,6 +172,13 @@ class Source:
         return Batches(self, batch_size or self.batch_size or 1, shuffle, rank, world)
 
 
+def _together(data: Any) -> Any:
+    """A part of images in memory as images in memory, whose batches are gathered at once; other data as they are."""
+    if type(data) is Subset and isinstance(whole := _together(data.dataset), InMemory):
+        return whole.subset(torch.as_tensor(data.indices))
+    return data
+
+
 class _Samples:
     """Samples of a dataset, a list of positions at a time."""
 
@@ -179,7 +186,7 @@ class _Samples:
         self._dataset = dataset
         self._gather = getattr(dataset, "__getitems__", None)
 
-    def __getitem__(self, positions: Sequence[int]) -> Any:
+    def __getitem__(self, positions: Any) -> Any:
         return self._gather(positions) if self._gather else [self._dataset[position] for position in positions]
 
 
@@ -267,5 +274,5 @@ class Batches:
             )
             fetched = map(self._source.checked, fetched)
         else:
-            fetched = (self._source.fetch(held[0].tolist()) for held in mine)
+            fetched = (self._source.fetch(held[0]) for held in mine)
         return (Rows(batch[0], batch[1], *held) for batch, held in zip(fetched, mine, strict=True))

@@ -202,6 +202,7 @@ def distill(
                     for (name, module), how in zip(plan.teachers.items(), teacher_trainings, strict=True)
                 },
                 "student network": _fingerprint(plan.student, values=False),
+                "cache_logits": cache_logits,
                 "rows": [part and part.rows for part in (source, held_out, tested, teacher_source)],
             },
         )
@@ -299,7 +300,7 @@ def _augment(kind: str, inputs: Tensor, generator: torch.Generator) -> Tensor:
 
 def _some_labels(source: Source) -> list[int]:
     """Of rows here and there: what tells data sets of one size apart, and does not depend on augmentation."""
-    return source.fetch(range(0, source.rows, -(-source.rows // 16)))[1].tolist()
+    return source.fetch(torch.arange(0, source.rows, -(-source.rows // 16)))[1].tolist()
 
 
 def _require_no_whole_weights(plan: "_Plan") -> None:
@@ -488,10 +489,12 @@ def _open(
         for name in plan.teachers.keys() - {stage.name for stage in plan.stages}:
             folder.write_weights(name, plan.teachers[name])
         return _Found()
-    require_same(saved.position["identity"], context.identity, str(folder.checkpoints))
-    folder.cut_metrics(saved.position["metrics_offset"])
-    finished = saved.position["finished"]
-    values = {name: folder.read_checked_weights(name, result["sha256"]) for name, result in finished.items()}
+    require_same(saved.position.identity, context.identity, str(folder.checkpoints))
+    folder.cut_metrics(saved.position.metrics_offset)
+    finished, stages = saved.position.finished, [stage.name for stage in plan.stages]
+    if not {saved.position.stage, *finished} <= set(stages):
+        raise PykdError(f"{folder.checkpoints} has stages that this run has not: start again with another --out")
+    values = {name: folder.read_checked_weights(name, result.get("sha256")) for name, result in finished.items()}
     return _Found(saved=saved, weights=values, metrics=folder.read_metrics())
 
 
@@ -499,9 +502,9 @@ def _train(context: Context, plan: _Plan, found: _Found, cache: bool) -> list[Fr
     saved = found.saved
     context.metrics.extend(found.metrics)
     if saved is not None:
-        context.finished = saved.position["finished"]
-        epoch, step = saved.position["epoch"], saved.position["step"]
-        context.reporter.say(f"{saved.position['stage']}: going on after epoch {epoch}, step {step}")
+        at = saved.position
+        context.finished = at.finished
+        context.reporter.say(f"{at.stage}: going on after epoch {at.epoch}, step {at.step}")
     device = context.accelerator.device
     frozen: list[FrozenTeacher] = []
     logits: list[TeacherLogits] = []
@@ -509,12 +512,13 @@ def _train(context: Context, plan: _Plan, found: _Found, cache: bool) -> list[Fr
         if not frozen and stage.name not in plan.teachers:
             frozen = [FrozenTeacher(module.to(device)) for module in plan.teachers.values()]
             share = LARGEST_CACHE_BYTES // len(frozen) if cache else 0
-            logits = [TeacherLogits(each, stage.train, device, cache_bytes=share) for each in frozen]
+            stop = context.stop_if_asked
+            logits = [TeacherLogits(each, stage.train, device, cache_bytes=share, after_batch=stop) for each in frozen]
         if stage.name in found.weights:
             put_weights(stage.module, found.weights[stage.name], f"{stage.name}.safetensors")
         else:
             context.stop_if_asked()
-            here = saved is not None and saved.position["stage"] == stage.name
+            here = saved is not None and saved.position.stage == stage.name
             Fit(context, stage, logits, saved if here else None).run()
     return frozen
 
@@ -532,8 +536,9 @@ def _summarise(
     for name, network in plan.networks.items():
         context.stop_if_asked()
         network.to(context.accelerator.device)
-        held_correct, held_rows = accuracy(network, context.holdout, context.accelerator)
-        correct, count = (held_correct, held_rows) if tested is None else accuracy(network, tested, context.accelerator)
+        answers = partial(accuracy, network, accelerator=context.accelerator, after_batch=context.stop_if_asked)
+        held_correct, held_rows = answers(context.holdout)
+        correct, count = (held_correct, held_rows) if tested is None else answers(tested)
         result = context.finished.get(name, {})
         rows.append(
             {

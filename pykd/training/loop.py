@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pykd.config import Training
 from pykd.errors import Interrupted, PykdError
 from pykd.training.batches import Rows, Source
-from pykd.training.checkpoint import Checkpoints, Saved
+from pykd.training.checkpoint import Checkpoints, Position, Saved
 from pykd.training.measure import accuracy
 from pykd.training.processes import is_sharded, put_state, shared, whole_state
 from pykd.training.progress import Reporter
@@ -39,21 +39,6 @@ SECONDS_BETWEEN_QUESTIONS = 0.5
 SHORTEST_EPOCH_SECONDS = 1.0
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-
-
-@dataclass
-class Position:
-    """Where a run stands; plain data, the same on every process."""
-
-    stage: str
-    started: int = 0  # steps done of what comes before the first epoch
-    epoch: int = 0  # epochs done
-    step: int = 0  # optimiser steps done in the epoch
-    seconds: float = 0.0  # spent on the stage
-    best_accuracy: float = -1.0
-    best_epoch: int = 0
-    metrics_offset: int = 0
-    finished: dict[str, dict[str, Any]] = field(default_factory=dict)  # results of the stages before
 
 
 class Signals:
@@ -110,6 +95,21 @@ def _optimizer(training: Training, parameters: list[nn.Parameter], *, fused: boo
     if training.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=training.momentum, **common)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer](parameters, **common)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """``put_state``, after a look at the options: those of any other optimiser would be taken over."""
+
+    def options(group: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in group.items() if name not in ("lr", "fused")}
+
+    own = optimizer.state_dict()["param_groups"]
+    if [options(group) for group in state["param_groups"]] != [options(group) for group in own]:
+        raise ValueError(f"its optimiser is no {type(optimizer).__name__} with the options of this one")
+    put_state(optimizer, {**state, "param_groups": own})
+    for parameter, values in optimizer.state.items():
+        if any(isinstance(value, Tensor) and value.shape not in (parameter.shape, ()) for value in values.values()):
+            raise ValueError("its optimiser is that of another network")
 
 
 def random_state() -> dict[str, Any]:
@@ -200,6 +200,7 @@ class Fit:
         self._stage = stage
         self._training = stage.training
         self._teachers = teachers
+        self._frozen = [each.teacher for each in teachers]
         self._device = run.accelerator.device
         self._rank, self._world = run.accelerator.process_index, run.accelerator.num_processes
         self._batches = stage.train.batches(
@@ -233,10 +234,11 @@ class Fit:
         self._parameters: list[nn.Parameter] = self._optimizer.param_groups[0]["params"]
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._training.mixed_precision == "fp16")
         self._losses = torch.zeros(self._steps, dtype=torch.float64, device=self._device)
+        self._loss_of = self._losses.unbind()  # views, made once
         self._checked = 0  # losses before this one are finite
         self._random: list[dict[str, Any]] = []
         self._best: dict[str, Tensor] = {}
-        self._at = Position(stage.name, finished=run.finished)
+        self._at = Position(stage.name, finished=run.finished, identity=run.identity)
         if saved is not None:
             self._restore(saved)
         self._begun = time.perf_counter() - self._at.seconds
@@ -277,6 +279,8 @@ class Fit:
         at, run, train = self._at, self._run, self._stage.train
         parts = [train.normalized(each.inputs.to(self._device)) for each in train.batches(train.large_batch)]
         teachers = [each.teacher.module for each in self._teachers]
+        if at.started and self._rank < len(self._random):
+            set_random_state(self._random[self._rank])
         steps = method.start(self._module, teachers, torch.cat(parts), at.started)
         for at.started, of in steps:
             run.reporter.before(self._stage.name, at.started, of)
@@ -316,7 +320,8 @@ class Fit:
         if self._run.augment is not None and training.augment:
             inputs = self._augmented(inputs, rows, step, self._run.augment)
         inputs = stage.train.normalized(inputs)
-        rows = replace(rows, inputs=inputs, labels=rows.labels.to(self._device, non_blocking=True))
+        labels = rows.labels.to(self._device, non_blocking=True)
+        rows = Rows(inputs, labels, rows.positions, rows.offset, rows.weight, rows.total)
         parts = max(1, min(training.accumulate, rows.total // self._world))  # the same on every process
         for index in range(parts):
             part = rows if parts == 1 else rows.part(index, parts)
@@ -332,7 +337,7 @@ class Fit:
                 epoch=self._at.epoch,
                 epochs=training.epochs,
                 train_rows=stage.train.rows if stage.train.by_row else self._steps * rows.total,
-                teachers=[each.teacher for each in self._teachers],
+                teachers=self._frozen,
             )
             with nullcontext() if index == parts - 1 else self._run.accelerator.no_sync(self._network):
                 with self._precision():
@@ -340,7 +345,7 @@ class Fit:
                 # Gradients are averaged over the processes; the loss is a mean over the rows of the part.
                 factor = share * self._world
                 self._scaler.scale(loss if factor == 1 else loss * factor).backward()
-            self._losses[step] += loss.detach() if share == 1 else loss.detach() * share
+            self._loss_of[step].add_(loss.detach(), alpha=share)
         if training.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._parameters, training.clip_norm)
@@ -410,19 +415,31 @@ class Fit:
                 "losses": losses,
                 "random": states,
             }
-            position = {**asdict(at), "identity": run.identity}
-            run.checkpoints.save(Saved(position, model, self._best, state))
+            run.checkpoints.save(Saved(at, model, self._best, state))
         run.accelerator.wait_for_everyone()
         self._saved_at = time.monotonic()
 
     def _restore(self, saved: Saved) -> None:
-        self._at = Position(**{name: value for name, value in saved.position.items() if name != "identity"})
-        put_weights(self._module, saved.model, "the checkpoint")
-        put_state(self._optimizer, saved.state["optimizer"])
-        self._scaler.load_state_dict(saved.state["scaler"])
-        if self._run.accelerator.is_main_process:  # they are a sum over the processes
-            self._losses.copy_(saved.state["losses"])
-        self._random = saved.state["random"]
+        at = self._at = saved.position
+        for values in (saved.best, saved.model):
+            if values or values is saved.model:
+                put_weights(self._module, values, "the checkpoint")
+        try:
+            if at.epoch > self._epochs or at.step > self._steps:
+                where = f"step {at.step} of {self._steps} after epoch {at.epoch} of {self._epochs}"
+                raise ValueError(f"it stands in {where}")
+            _load_optimizer(self._optimizer, saved.state["optimizer"])
+            self._scaler.load_state_dict(saved.state["scaler"])
+            if self._run.accelerator.is_main_process:  # they are a sum over the processes
+                self._losses.copy_(saved.state["losses"])
+            self._random = saved.state["random"]
+            if self._rank < len(self._random):
+                set_random_state(self._random[self._rank])
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise PykdError(
+                f"the checkpoint of {self._stage.name} does not fit this run ({str(error).splitlines()[0]}): "
+                "start again with another --out"
+            ) from error
         self._best = saved.best
         self._checked = self._at.step
 
@@ -451,7 +468,9 @@ class Fit:
                 broadcast(buffer)
         score = None
         if self._stage.classifies:
-            correct, rows = accuracy(self._module, run.holdout, run.accelerator)
+            correct, rows = accuracy(
+                self._module, run.holdout, run.accelerator, partial(self._save_or_stop, run.checkpoint_seconds)
+            )
             score = correct / rows
         # Of equal epochs the last: it has trained longest.
         if not self._keep_best or score is None or score >= at.best_accuracy:

@@ -3,7 +3,7 @@
 import copy
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,10 +23,15 @@ LATENCY_SECONDS = 1.0
 
 
 @torch.no_grad()
-def accuracy(module: nn.Module, source: Source, accelerator: Accelerator | None = None) -> tuple[int, int]:
+def accuracy(
+    module: nn.Module,
+    source: Source,
+    accelerator: Accelerator | None = None,
+    after_batch: Callable[[], None] = lambda: None,
+) -> tuple[int, int]:
     """Correct answers and rows, summed over all processes; the network is left in eval mode.
 
-    Without an ``accelerator`` this process does it all, on the CPU.
+    Without an ``accelerator`` this process does it all, on the CPU. ``after_batch`` may raise, where a run is stopped.
     """
     module.eval()
     device, rank, world = torch.device("cpu"), 0, 1
@@ -40,6 +45,7 @@ def accuracy(module: nn.Module, source: Source, accelerator: Accelerator | None 
         answers = logits.argmax(-1)[: batch.weight]
         correct += (answers == batch.labels.to(device)[: batch.weight]).sum()
         rows += batch.total
+        after_batch()
     return int(correct if accelerator is None else accelerator.reduce(correct)), rows
 
 

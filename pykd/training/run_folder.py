@@ -165,8 +165,8 @@ class RunFolder:
             raise PykdError(f"{self.path} already holds a run: continue it with --resume or give another --out")
         else:
             try:
-                recorded = yaml.safe_load(self._config.read_bytes())
-            except (OSError, yaml.YAMLError) as error:
+                recorded = dict(yaml.safe_load(self._config.read_bytes()))
+            except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
                 raise PykdError(f"{self._config} cannot be read: give another --out") from error
             require_same(recorded, self.settings, str(self._config))
         with writing(self._metrics):
@@ -174,9 +174,12 @@ class RunFolder:
 
     def close(self) -> None:
         """Lets other processes work here."""
-        for board in self._boards.values():
-            board.close()
-        self._lock.close()
+        try:
+            for board in self._boards.values():
+                with writing(self.path / "tensorboard"):
+                    board.close()
+        finally:
+            self._lock.close()
 
     def weights_file(self, name: str) -> Path:
         """Where a network's weights lie."""
@@ -188,10 +191,13 @@ class RunFolder:
         write_atomically(self.weights_file(name), content)
         return hashlib.sha256(content).hexdigest()
 
-    def read_checked_weights(self, name: str, sha256: str) -> dict[str, Tensor]:
+    def read_checked_weights(self, name: str, sha256: str | None) -> dict[str, Tensor]:
         """A finished network's weights, which must be those that were written."""
         path = self.weights_file(name)
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        found = None
+        with suppress(OSError):
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found is None or found != sha256:
             raise PykdError(f"{path} is missing or was changed: put it back or start again with another --out")
         return read_weights(path)
 
@@ -226,17 +232,17 @@ class RunFolder:
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows."""
         try:
-            return [json.loads(line) for line in self._metrics.read_text().splitlines()]
-        except (OSError, ValueError) as error:
+            return [dict(json.loads(line)) for line in self._metrics.read_text().splitlines()]
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise PykdError(f"{self._metrics} cannot be read: put it back or start again with another --out") from error
 
     def read_summary(self) -> dict[str, Any] | None:
         """``summary.json`` of a finished run."""
         try:
-            summary: dict[str, Any] = json.loads(self.summary.read_bytes())
+            summary: dict[str, Any] = dict(json.loads(self.summary.read_bytes()))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise PykdError(f"{self.summary} cannot be read: delete it and continue with --resume") from error
         return summary
 

@@ -1,5 +1,7 @@
 """A teacher that stays as it is."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -48,14 +50,24 @@ LARGEST_CACHE_BYTES = 2 << 30
 class TeacherLogits:
     """The teacher's logits of a training batch, kept in memory where they fit into ``cache_bytes``.
 
-    They are computed in batches that depend on nothing but the data, so that a resumed run sees the same bits.
+    They are computed in batches that depend on nothing but the data, so that a resumed run sees the same bits;
+    ``after_batch`` may raise meanwhile, where a run is stopped.
     """
 
-    def __init__(self, teacher: FrozenTeacher, source: Source, device: torch.device, *, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        teacher: FrozenTeacher,
+        source: Source,
+        device: torch.device,
+        *,
+        cache_bytes: int,
+        after_batch: Callable[[], None] = lambda: None,
+    ) -> None:
         self.teacher = teacher
         self._source = source
         self._device = device
         self._cache_bytes = cache_bytes if source.indexed else 0
+        self._after_batch = after_batch
         self._logits: Tensor | None = None
 
     def __call__(self, inputs: Tensor, positions: Tensor | None) -> Tensor:
@@ -76,4 +88,5 @@ class TeacherLogits:
                 kept.append(self.teacher(self._source.normalized(rows.inputs.to(self._device))))
                 if kept[0][0].nbytes * self._source.rows > self._cache_bytes:
                     return None
+                self._after_batch()
         return torch.cat(kept)

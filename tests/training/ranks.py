@@ -29,12 +29,7 @@ from pykd.errors import PykdError
 from pykd.methods import METHODS, NoisyTeacher, StudentAlone
 from pykd.training import Batch
 
-torch.set_num_threads(1)
 HANGS = 60  # seconds after which a process says where it is, and ends
-
-# What two ways to add up differ by is then far below what one row more or less would make.
-torch.set_default_dtype(torch.float64)
-pykd.training.distill.__globals__["describe"] = lambda *_: {}  # sizes and latencies, which take their time
 
 AT = {"teacher_at": ["3"], "student_at": ["3"]}
 FEATURES = {"reconstruction": "l2", "p": 2, "paraphraser": {"epochs": 1, "lr": 0.01, "batch_size": 20}, **AT}
@@ -234,7 +229,7 @@ def main(folder: Path) -> None:
     scenario("one", 1, lambda: train_all(folder / "one", LOGITS | WHOLE))
     scenario("two", 2, lambda: train_all(folder / "two", LOGITS | WHOLE))
     scenario("fsdp", 2, lambda: train_all(folder / "fsdp", LOGITS), **fsdp)
-    scenario("refused", 2, lambda: [told(lambda: train(METHODS[m](**f))) for m, f in WHOLE.values()], **fsdp)
+    scenario("refused", 2, lambda: [told(partial(train, METHODS[m](**f))) for m, f in WHOLE.values()], **fsdp)
     scenario("first version", 2, lambda: told(lambda: train(StudentAlone())), **(fsdp | {"FSDP_VERSION": "1"}))
     scenario("disagreeing", 2, disagreeing)
 
@@ -270,6 +265,9 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)  # what two ways to add up differ by is then far below a row's part
+    pykd.training.distill.__globals__["describe"] = lambda *_: {}  # sizes and latencies, which take their time
     if sys.argv[2:] == ["cuda"]:
         one, two = (Path(sys.argv[1]) / name for name in ("one", "two"))
         said = {"one": group(1, lambda: normalised(one)), "two": group(2, lambda: normalised(two), LOCAL_RANK="0")}

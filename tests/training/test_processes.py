@@ -1,6 +1,5 @@
 """Runs in processes of their own: killed and resumed, shared by two, stopped by signals."""
 
-import json
 import os
 import signal
 import subprocess
@@ -29,21 +28,6 @@ def run(*arguments: str | Path) -> str:
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def test_killed_at_random_moments_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
-    kills = 8
-    report = json.loads(run(HERE / "killed.py", tmp_path, str(kills), "0"))
-    assert len(report["positions"]) >= kills // 2
-    assert any(position and position[2] > 0 for position in report["positions"]), "no kill fell in mid-epoch"
-    for name in ("teacher", "teacher-2", "alone", "clean", "student"):
-        whole, killed = (tmp_path / side / f"{name}.safetensors" for side in ("whole", "killed"))
-        assert whole.read_bytes() == killed.read_bytes(), name
-    whole, killed = (
-        [json.loads(line) | {"seconds": None} for line in (tmp_path / side / "metrics.jsonl").read_text().splitlines()]
-        for side in ("whole", "killed")
-    )
-    assert whole == killed
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pykd._files import write_atomically
 from pykd.config import Training
 from pykd.errors import Interrupted, PykdError
 from pykd.training import Batch, Run
-from pykd.training.checkpoint import Checkpoints, Saved
+from pykd.training.checkpoint import Checkpoints, Position, Saved
 
 ROWS = TensorDataset(
     torch.randn(200, 5, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 3, torch.arange(200)
@@ -177,10 +177,11 @@ def test_foreign_pickle_is_never_run(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "exploded"),)
 
     checkpoints = Checkpoints(tmp_path, keep=2)
-    checkpoints.save(Saved({}, {}, {}, {"bomb": pickle.dumps(0)}))
+    at = Position("student")
+    checkpoints.save(Saved(at, {}, {}, {"bomb": pickle.dumps(0)}))
     before = Checkpoints(tmp_path, keep=2).newest()[0]
     assert before is not None
-    checkpoints.save(Saved({}, {}, {}, {"bomb": Bomb()}))  # a whole checkpoint, with right sums
+    checkpoints.save(Saved(at, {}, {}, {"bomb": Bomb()}))  # a whole checkpoint, with right sums
     found, passed = checkpoints.newest()
     assert found == before
     assert len(passed) == 1
@@ -259,7 +260,7 @@ def test_loss_that_is_not_finite_is_told(whole: Path, tmp_path: Path) -> None:
         train(tmp_path, lambda: float("nan"), checkpoint_seconds=1e-6)
     saved, _ = Checkpoints(tmp_path / "checkpoints", keep=2).newest()
     assert saved is not None
-    assert (saved.position["epoch"], saved.position["step"]) == (2, 1), "the newest checkpoint is of the last good step"
+    assert (saved.position.epoch, saved.position.step) == (2, 1), "the newest checkpoint is of the last good step"
     train(tmp_path, resume=True)
     assert weights(tmp_path) == weights(whole)
 
