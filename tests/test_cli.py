@@ -66,7 +66,7 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("words", [["--help"], ["-h"], []])
 def test_help_names_every_command(words):
     result = pykd(*words)
-    commands = "distill evaluate export run bench bundle compare reproduce report recipes doctor"
+    commands = "distill evaluate export run bench bundle compare reproduce sweep report recipes doctor"
     assert all(f"  {command}  " in result.output for command in commands.split())
 
 

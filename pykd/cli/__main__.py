@@ -1,0 +1,5 @@
+"""``python -m pykd.cli``."""
+
+from pykd.cli import main
+
+main()
