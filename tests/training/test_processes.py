@@ -85,7 +85,7 @@ def test_launcher_stopped_by_a_signal_saves_and_the_run_goes_on(tmp_path: Path) 
 def test_command_stopped_by_a_signal_saves_and_says_so(tmp_path: Path, number: int) -> None:
     out = tmp_path / "run"
     options = ["--set", "teacher.training.epochs=1000000", "--set", "checkpoint_seconds=0.01", "--out", str(out)]
-    command = [sys.executable, "-m", "pykd.cli", "distill", "noisy_teacher-digits", *options]
+    command = [sys.executable, "-m", "pykd", "distill", "noisy_teacher-digits", *options]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     checkpoints = Checkpoints(out / "checkpoints", keep=2)
     deadline = time.monotonic() + 120
