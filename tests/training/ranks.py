@@ -245,9 +245,10 @@ def main(folder: Path) -> None:
         torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=2))
         ranks: list[Any] = [None, None]
         torch.distributed.all_gather_object(ranks, os.getpid())
-        sentence = told(lambda: disturbed(folder / "stopped", do=sent(signal.SIGSTOP)))
-        os.kill(ranks[1], signal.SIGKILL)
-        return sentence
+        try:
+            return told(lambda: disturbed(folder / "stopped", do=sent(signal.SIGSTOP)))
+        finally:
+            os.kill(ranks[1], signal.SIGKILL)
 
     scenario("stopped", 2, stopped)
     for kind, environment in (("ddp", {}), ("fsdp", fsdp)):
