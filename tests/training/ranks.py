@@ -9,7 +9,6 @@ import gc
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 import torch._dynamo  # the optimiser imports it; here, so that a fork need not
 from torch import Tensor, nn
+from torch.distributed import TCPStore
 from torch.utils.data import Dataset
 
 import pykd
@@ -167,16 +167,16 @@ def told(work: Callable[[], object]) -> str:
 
 def group(world: int, work: Callable[[], Any], **environment: str) -> list[Any]:
     """What ``work`` returns in each of ``world`` new processes, or the signal that killed it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )  # as torchrun does: no port is free for long
     children = []
     for rank in range(world):
         source, sink = os.pipe()
         child = os.fork()
         if child == 0:
             faulthandler.dump_traceback_later(HANGS, exit=True)
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True")
             if world > 1:
                 os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
             os.environ.update(environment)
