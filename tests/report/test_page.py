@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torchvision
 from typer.testing import CliRunner
 
 from pykd.cli import app
@@ -121,10 +122,11 @@ def test_sparse_networks_are_mapped(sparse):
     assert 'aria-label="Histogram of log alpha of student' in page
 
 
-def test_two_data_sets_stand_apart(grid, sparse, tmp_path):
+def test_two_data_sets_stand_apart(grid, sparse, tmp_path, monkeypatch):
     other = Path(shutil.copytree(sparse, tmp_path / "other"))
-    config = (other / "config.yaml").read_text()
+    config = (other / "config.yaml").read_text().replace("download: false", "download: true")
     (other / "config.yaml").write_text(config.replace("name: digits", "name: svhn"))
+    monkeypatch.setattr(torchvision.datasets.SVHN, "__init__", lambda *_, **__: pytest.fail("fetches data"))
     page = html([grid, sparse, other], changes=["data.root=nowhere"])
     assert re.findall(r'<h2 id="data-\d-title">([^<]+)', page) == ["digits", "svhn"]
     assert "grid/noisy_teacher-digits+method.sigma=0.1" in page
@@ -142,7 +144,8 @@ def test_half_finished_runs_show_what_they_have(copy):
     (begun / "summary.json").unlink()
     (begun / "metrics.jsonl").open("a").write('{"stage": "student", "epo')
     (damaged / "summary.json").write_text('{"rows": [{"name": 1}]}')
-    (damaged / "metrics.jsonl").write_bytes(b'\xff\n[1]\n{"stage": "teacher", "epoch": 1, "loss": NaN}\n')
+    huge = b'{"stage": "teacher", "epoch": 1, "loss": 1' + b"0" * 400 + b"}"
+    (damaged / "metrics.jsonl").write_bytes(b'\xff\n[1]\n{"stage": "teacher", "epoch": 1, "loss": NaN}\n' + huge)
     summary = json.loads((older / "summary.json").read_text())
     for row in summary["rows"]:
         for key in ("bytes", "file_bytes", "latency_ms", "facts", "nonzeros"):
@@ -155,8 +158,8 @@ def test_half_finished_runs_show_what_they_have(copy):
     assert "unfinished: student, epoch 3" in page and "unfinished: no epoch is done" in page
     assert f"pykd distill {begun}/config.yaml --resume --out {begun}" in page.replace("&#39;", "'").replace("'", "")
     assert "1 of 9 lines of metrics.jsonl cannot be read" in page
-    assert "3 of 3 lines of metrics.jsonl" in page
-    assert "summary.json holds no table: delete it and continue with --resume" in page
+    assert "4 of 4 lines of metrics.jsonl" in page
+    assert "summary.json holds no table: put it back, or delete it and train again with --resume" in page
     assert "environment.json cannot be read" in page
     assert page.count("no run of this variant is finished") == 1
     (older / "student.safetensors").unlink()
