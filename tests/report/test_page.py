@@ -127,7 +127,7 @@ def test_two_data_sets_stand_apart(grid, sparse, tmp_path, monkeypatch):
     config = (other / "config.yaml").read_text().replace("download: false", "download: true")
     (other / "config.yaml").write_text(config.replace("name: digits", "name: svhn"))
     monkeypatch.setattr(torchvision.datasets.SVHN, "__init__", lambda *_, **__: pytest.fail("fetches data"))
-    page = html([grid, sparse, other], changes=["data.root=nowhere"])
+    page = html([grid, sparse, other], changes=[f"data.root={tmp_path}/nowhere"])
     assert re.findall(r'<h2 id="data-\d-title">([^<]+)', page) == ["digits", "svhn"]
     assert "grid/noisy_teacher-digits+method.sigma=0.1" in page
     assert re.search(r'<p class="missing">Not shown: [^<]*nowhere', page), "the data are not there"
