@@ -339,7 +339,7 @@ def test_a_failed_run_does_not_end_the_grid(here):
 
 
 def test_an_interrupted_run_is_saved_and_found_again(here):
-    command = [sys.executable, "-m", "pykd.cli", "distill", DIGITS]
+    command = [sys.executable, "-m", "pykd", "distill", DIGITS]
     options = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
     last = 0
     for number, words in (

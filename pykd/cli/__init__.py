@@ -3,6 +3,8 @@
 Torch and the pipelines are imported inside the commands that need them, so that help and mistakes are told at once.
 """
 
+import os
+
 try:
     import typer
 
@@ -41,4 +43,6 @@ def doctor() -> None:
 
 def main() -> None:
     """The console script ``pykd``."""
+    if "RANK" in os.environ:  # torch says there what it thinks of find_unused_parameters
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     app(prog_name="pykd")

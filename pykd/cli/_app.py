@@ -9,8 +9,9 @@ import typer
 from typer.core import TyperGroup
 
 import pykd
+from pykd import runs
 from pykd.config import ConfigError
-from pykd.errors import Interrupted, PykdError
+from pykd.errors import Interrupted, explained
 
 MODEL_FILE = ".pykd.safetensors"
 Recipe = Annotated[str, typer.Argument(help="Name of a packaged recipe (see pykd recipes), or a YAML file.")]
@@ -48,28 +49,16 @@ class _Group(TyperGroup):
                 raise
             if ctx.obj:
                 traceback.print_exception(error)
-            code, sentence = _meaning(error)
-            typer.echo(f"pykd: {sentence}", err=True)
-            raise typer.Exit(code) from None
+            runs.tell(explained(error))
+            raise typer.Exit(_code(error)) from None
 
 
-def _meaning(error: BaseException) -> tuple[int, str]:
+def _code(error: BaseException) -> int:
     if isinstance(error, Interrupted):
-        return 128 + error.signum, str(error)
+        return 128 + error.signum
     if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted"
-    if isinstance(error, PykdError):
-        return 2 if isinstance(error, ConfigError) else 1, str(error)
-    if isinstance(error, ModuleNotFoundError):
-        return 1, f"{error.name} is missing: run pip install 'pykd[train]'"
-    if isinstance(error, ImportError):
-        return 1, str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return 1, f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return 1, "out of memory: take smaller networks or a smaller batch_size"
-    first_line = (str(error).splitlines() or [""])[0]
-    return 1, f"{type(error).__name__}: {first_line}; run again with --debug for the traceback"
+        return 130
+    return 2 if isinstance(error, ConfigError) else 1
 
 
 app = typer.Typer(

@@ -1,5 +1,0 @@
-"""``python -m pykd.cli``."""
-
-from pykd.cli import main
-
-main()
