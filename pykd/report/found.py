@@ -75,7 +75,8 @@ class Found:
         argv = self.environment.get("argv")
         if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
             return ""
-        program = ["pykd"] if Path(argv[0]).name in ("pykd", "cli.py") else ["python", argv[0]]
+        mine = Path(argv[0]).name == "pykd" or Path(argv[0]).parts[-2:] == ("pykd", "__main__.py")
+        program = ["pykd"] if mine else ["python", argv[0]]
         return shlex.join([*program, *argv[1:]])
 
     @property

@@ -12,6 +12,7 @@ import torchvision
 from typer.testing import CliRunner
 
 from pykd.cli import app
+from pykd.report.found import Found
 from pykd.report.page import html, write
 
 TINY = [
@@ -166,6 +167,14 @@ def test_half_finished_runs_show_what_they_have(copy):
     assert "student.safetensors is missing, so that the student cannot be asked" in html([copy])
     nothing = html([begun])
     assert "nothing to compare" in nothing and nothing.count("<figure>") == 2
+
+
+@pytest.mark.parametrize(
+    ("program", "shown"), [("bin/pykd", "pykd"), ("x/pykd/__main__.py", "pykd"), ("a b.py", "python 'a b.py'")]
+)
+def test_a_command_is_shown_as_it_is_typed(program, shown):
+    run = Found(Path(), "", 0, environment={"argv": [program, "distill"]})
+    assert run.command == f"{shown} distill"
 
 
 def test_runs_of_other_networks_do_not_share_a_row(copy):
