@@ -8,8 +8,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 import pykd
 from pykd import config as recipes
@@ -151,6 +154,21 @@ def distill(config: Config, out: Path, *, resume: bool, device: str | None) -> "
         config=config,
         about=about(config, splits),
     )
+
+
+def tell(sentence: str) -> None:
+    """Says on standard error what went wrong; of several processes the first that has the sentence does."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        from datetime import timedelta
+
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        key = f"pykd/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}/{sentence}"
+        with suppress(RuntimeError):  # the launcher has died
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            if TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5)).add(key, 1) > 1:
+                return
+    typer.echo(f"pykd: {sentence}", err=True)
 
 
 def is_main_process() -> bool:

@@ -66,7 +66,7 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("words", [["--help"], ["-h"], []])
 def test_help_names_every_command(words):
     result = pykd(*words)
-    commands = "distill evaluate export run bench bundle compare reproduce report recipes doctor"
+    commands = "distill evaluate export run bench bundle compare reproduce sweep report recipes doctor"
     assert all(f"  {command}  " in result.output for command in commands.split())
 
 
@@ -339,7 +339,7 @@ def test_a_failed_run_does_not_end_the_grid(here):
 
 
 def test_an_interrupted_run_is_saved_and_found_again(here):
-    command = [sys.executable, "-m", "pykd.cli", "distill", DIGITS]
+    command = [sys.executable, "-m", "pykd", "distill", DIGITS]
     options = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
     last = 0
     for number, words in (

@@ -26,7 +26,7 @@ esac
 PROGRAMS = {
     "pykd": f"""#!/bin/sh
 case $1 in distill) set -- "$@" {" ".join(TINY)} ;; esac
-exec {sys.executable} -m pykd.cli "$@"
+exec {sys.executable} -m pykd "$@"
 """,
     "python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
     "make": f'#!/bin/sh\nexec {shutil.which("make")} -n -C {ROOT} "$@" >/dev/null\n',

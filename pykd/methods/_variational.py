@@ -44,7 +44,7 @@ def facts(trained: nn.Module, student: nn.Module) -> dict[str, Any]:
     noisy, found = variational_layers(trained), layers(student)
     for name, origin in noisy.items():
         if name in found:
-            edges = torch.tensor(LOG_ALPHA_EDGES)
+            edges = torch.tensor(LOG_ALPHA_EDGES, dtype=torch.float32)
             log_alpha = origin.log_alpha.flatten().float().cpu().clamp(edges[0], edges[-1])
             found[name] |= {
                 "threshold": origin.threshold,

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from pykd import grids
+from pykd import grids, runs
 from pykd._files import write_atomically
 from pykd.config import Config, ConfigError
 from pykd.errors import Interrupted, PykdError
@@ -76,7 +76,7 @@ def _one(
     device: str | None,
 ) -> None:
     experiment = PAPERS[paper]
-    if sentence := experiment.left_out(seeds, quick):
+    if (sentence := experiment.left_out(seeds, quick)) and runs.is_main_process():
         typer.echo(sentence, err=True)
 
     def record(finished: grids.Finished) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from pykd.training.batches import Rows, Source
 from pykd.training.checkpoint import Checkpoints, Saved
 from pykd.training.loop import Augment, Context, Fit, Signals, random_state, set_random_state
 from pykd.training.measure import accuracy, describe
+from pykd.training.processes import accelerator_for, is_sharded, require_agreement, together
 from pykd.training.progress import Reporter
 from pykd.training.run_folder import RunFolder, put_weights, read_weights, require_same, weights
 from pykd.training.stage import Converting, Method, Preceded, Stage, derive, label_loss
@@ -159,10 +159,11 @@ def distill(
         augment = augment or partial(_augment, config.data.augment)
     if teacher_train is not None and isinstance(holdout, (int, float)):
         raise PykdError("teacher_train needs the held-out rows as holdout=, a Dataset or a DataLoader")
-    accelerator = _accelerator(device)
+    accelerator = accelerator_for(device)
     signals = Signals(repeated=accelerator.num_processes > 1)
     before = random_state()
     with ExitStack() as cleanup:
+        cleanup.enter_context(together(accelerator))
         cleanup.callback(set_random_state, before)
         cleanup.enter_context(signals.caught())
         source = Source.of(train, "train")
@@ -180,6 +181,8 @@ def distill(
         plan = _plan(method, teachers, student, baselines, teacher_trainings, training, sources, example, seed)
         if augment is None and any(stage.training.augment for stage in plan.stages):
             raise PykdError("training.augment is set: give augment=, a function of (inputs, generator)")
+        if is_sharded(accelerator):
+            _require_no_whole_weights(plan)
         settings = _settings(config, method, baselines, teacher_trainings, training, seed)
         context = Context(
             accelerator=accelerator,
@@ -203,6 +206,18 @@ def distill(
                 "rows": [part and part.rows for part in (source, held_out, tested, teacher_source)],
             },
         )
+        if accelerator.num_processes > 1:
+            require_agreement(
+                {
+                    **context.identity,
+                    "out": out and str(out),
+                    "resume": resume,
+                    "cache_logits": cache_logits,
+                    "pykd": _version(),
+                    "torch": torch.__version__,
+                    "labels": [_some_labels(part) for part in (source, held_out, tested, teacher_source) if part],
+                }
+            )
         found = _Found()
         if context.out is not None:
             found = _on_main(accelerator, lambda: _open(context, plan, settings, resume, keep_checkpoints, cleanup))
@@ -283,19 +298,17 @@ def _augment(kind: str, inputs: Tensor, generator: torch.Generator) -> Tensor:
     return augment_images(inputs, kind, generator)
 
 
-def _accelerator(device: str | None) -> Accelerator:
-    if device not in (None, "cpu", "cuda"):
-        raise PykdError(f"device should be cpu or cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise PykdError("no CUDA device is available: use the device cpu, or ask pykd doctor what is missing")
-    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    current = AcceleratorState._shared_state.get("device")  # of an earlier run in this process
-    if current is not None and current.type != wanted and not torch.distributed.is_initialized():
-        AcceleratorState._reset_state(reset_partial_state=True)
-    try:
-        return Accelerator(cpu=device == "cpu", mixed_precision="no")
-    except ValueError as error:
-        raise PykdError(f"an Accelerator of this process stands in the way: {error}") from error
+def _some_labels(source: Source) -> list[int]:
+    """Of rows here and there: what tells data sets of one size apart, and does not depend on augmentation."""
+    return source.fetch(torch.arange(0, source.rows, -(-source.rows // 16)))[1].tolist()
+
+
+def _require_no_whole_weights(plan: "_Plan") -> None:
+    for stage in plan.stages:
+        if stage.converting is not None:
+            raise PykdError(
+                f"{plan.labels[stage.name]!r} needs whole weights, and FSDP divides them: leave --use_fsdp out"
+            )
 
 
 def _device(module: nn.Module) -> torch.device:
@@ -533,7 +546,7 @@ def _summarise(
                 "label": plan.labels[name],
                 "accuracy": correct / count,
                 "holdout_accuracy": held_correct / held_rows,
-                **describe(network, example, about),
+                **(describe(network, example, about) if context.accelerator.is_main_process else {}),
                 "best_epoch": result.get("best_epoch"),
                 "seconds": result.get("seconds"),
                 "facts": result.get("facts"),

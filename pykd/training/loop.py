@@ -1,5 +1,6 @@
 """The loop: trains one stage after another, saves where it stands, and goes on from there with the same bits."""
 
+import copy
 import math
 import os
 import random
@@ -25,6 +26,7 @@ from pykd.errors import Interrupted, PykdError
 from pykd.training.batches import Rows, Source
 from pykd.training.checkpoint import Checkpoints, Position, Saved
 from pykd.training.measure import accuracy
+from pykd.training.processes import is_sharded, put_state, shared, whole_state
 from pykd.training.progress import Reporter
 from pykd.training.run_folder import RunFolder, put_weights, weights
 from pykd.training.stage import Batch, Stage, Starting, derive
@@ -32,7 +34,7 @@ from pykd.training.teacher import TeacherLogits
 
 # A look at the losses waits for the device; a question to the other processes waits for them.
 STEPS_BETWEEN_CHECKS = 50
-STEPS_BETWEEN_QUESTIONS = 10
+SECONDS_BETWEEN_QUESTIONS = 0.5
 # Work of less than this is not worth a checkpoint at the end of an epoch.
 SHORTEST_EPOCH_SECONDS = 1.0
 
@@ -88,8 +90,7 @@ def learning_rate(training: Training, step: int, steps: int) -> float:
     return training.lr
 
 
-def _optimizer(training: Training, parameters: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
-    fused = device.type in ("cpu", "cuda")
+def _optimizer(training: Training, parameters: list[nn.Parameter], *, fused: bool) -> torch.optim.Optimizer:
     common: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay, "fused": fused}
     if training.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=training.momentum, **common)
@@ -97,15 +98,15 @@ def _optimizer(training: Training, parameters: list[nn.Parameter], device: torch
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """``optimizer.load_state_dict``, which would take over the options of any other optimiser."""
+    """``put_state``, after a look at the options: those of any other optimiser would be taken over."""
 
     def options(group: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in group.items() if name != "lr"}
+        return {name: value for name, value in group.items() if name not in ("lr", "fused")}
 
     own = optimizer.state_dict()["param_groups"]
     if [options(group) for group in state["param_groups"]] != [options(group) for group in own]:
         raise ValueError(f"its optimiser is no {type(optimizer).__name__} with the options of this one")
-    optimizer.load_state_dict(state)
+    put_state(optimizer, {**state, "param_groups": own})
     for parameter, values in optimizer.state.items():
         if any(isinstance(value, Tensor) and value.shape not in (parameter.shape, ()) for value in values.values()):
             raise ValueError("its optimiser is that of another network")
@@ -170,8 +171,11 @@ class Context:
 
     def stop_if_asked(self) -> None:
         """Raises ``Interrupted`` where a signal has come: what the run needs to go on is saved."""
-        if self.signals.received:
-            raise Interrupted(self.signals.received, self.out)
+        received = self.signals.received
+        if self.accelerator.num_processes > 1:
+            received = int(self.accelerator.gather(torch.tensor([received], device=self.accelerator.device)).max())
+        if received:
+            raise Interrupted(received, self.out)
 
 
 class Fit:
@@ -206,18 +210,28 @@ class Fit:
         self._starting = stage.converting if isinstance(stage.converting, Starting) else None
         self._epochs = 0 if self._starting and not self._starting.trains else self._training.epochs
         self._keep_best = stage.classifies and (stage.converting is None or stage.converting.keep_epoch == "best")
-        self._module = stage.module.to(self._device)
+        self._sharded = is_sharded(run.accelerator)
+        # BatchNorm over all rows of a batch, wherever they are; torch has it on CUDA alone.
+        self._synced = self._world > 1 and self._device.type == "cuda"
+        self._copied = stage.converting is None and (self._sharded or self._synced)
+        self._module = (copy.deepcopy(stage.module) if self._copied else stage.module).to(self._device)
         if stage.converting is not None:
             set_seed(derive(run.seed, "prepare", stage.name) % 2**32)
             networks = [each.teacher.module for each in teachers]
             first = {} if stage.first is None else {"first": stage.first.to(self._device)}
             self._module = stage.converting.prepare(stage.module, networks, run.example.to(self._device), **first)
             self._module.to(self._device)
+        if self._synced:
+            self._module = nn.SyncBatchNorm.convert_sync_batchnorm(self._module)  # type: ignore[no-untyped-call]
         parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         if not parameters:
             raise PykdError(f"{stage.name} has no trainable parameters: set requires_grad on those to train")
-        self._parameters = parameters
-        self._optimizer = _optimizer(self._training, parameters, self._device)
+        fused = self._device.type in ("cpu", "cuda") and not self._sharded  # torch divides no fused SGD
+        self._optimizer = _optimizer(self._training, parameters, fused=fused)
+        self._network = self._module
+        if self._world > 1:
+            self._network = shared(run.accelerator, self._module, self._optimizer)
+        self._parameters: list[nn.Parameter] = self._optimizer.param_groups[0]["params"]
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._training.mixed_precision == "fp16")
         self._losses = torch.zeros(self._steps, dtype=torch.float64, device=self._device)
         self._loss_of = self._losses.unbind()  # views, made once
@@ -227,9 +241,9 @@ class Fit:
         self._at = Position(stage.name, finished=run.finished, identity=run.identity)
         if saved is not None:
             self._restore(saved)
-        self._network = run.accelerator.prepare_model(self._module) if self._world > 1 else self._module
         self._begun = time.perf_counter() - self._at.seconds
-        self._saved_at = time.monotonic()
+        self._saved_at = self._asked_at = time.monotonic()
+        self._steps_between, self._unasked = 1, 0  # steps from one question to the other processes to the next
 
     def run(self) -> None:
         """Trains the epochs that are left.
@@ -247,8 +261,9 @@ class Fit:
                 self._epoch()
         finally:
             reporter.stop()
-        if self._keep_best:
-            put_weights(self._module, self._best, "best epoch")
+        if self._keep_best or self._copied:
+            trained = self._stage.module if self._copied else self._module
+            put_weights(trained, self._best if self._keep_best else weights(self._module), "best epoch")
         result: dict[str, Any] = {"seconds": at.seconds, "best_epoch": at.best_epoch}
         if self._stage.converting is not None:
             result["facts"] = self._stage.converting.finish(self._module, self._stage.module)
@@ -359,7 +374,8 @@ class Fit:
         if at.step - self._checked >= STEPS_BETWEEN_CHECKS:
             self._check_losses()
         self._run.reporter.step(at.epoch, at.step, lambda: float(self._losses[at.step - 1]))
-        if self._world == 1 or at.step % STEPS_BETWEEN_QUESTIONS == 0:
+        self._unasked += 1
+        if self._world == 1 or self._unasked >= self._steps_between:
             self._save_or_stop(self._run.checkpoint_seconds)
 
     def _save_or_stop(self, seconds: float, *, always: bool = False) -> None:
@@ -370,13 +386,17 @@ class Fit:
         stop = self._run.signals.received
         due = always or time.monotonic() - self._saved_at >= seconds
         if self._world > 1:
-            asked = torch.tensor([[stop, due]], device=self._device)
-            stop, due = self._run.accelerator.gather(asked).amax(0).tolist()
+            now = time.monotonic()
+            step = (now - self._asked_at) / max(1, self._unasked)
+            asked = torch.tensor([[stop, due, step]], device=self._device)
+            stop, due, step = self._run.accelerator.gather(asked).amax(0).tolist()
+            self._steps_between, self._unasked = max(1, int(SECONDS_BETWEEN_QUESTIONS / step)), 0
+            self._asked_at = now
         if stop or due:
             self._check_losses()
             self._save()
         if stop:
-            raise Interrupted(stop, self._run.out)
+            raise Interrupted(int(stop), self._run.out)
 
     def _save(self) -> None:
         at, run = self._at, self._run
@@ -385,15 +405,17 @@ class Fit:
         at.seconds = time.perf_counter() - self._begun
         states = gather_object([random_state()])
         losses = run.accelerator.reduce(self._losses.clone()).cpu()
+        model = weights(self._module) if self._sharded or run.folder is not None else {}
+        optimizer = whole_state(self._optimizer)
         if run.folder is not None and run.checkpoints is not None:
             at.metrics_offset = run.folder.metrics_offset()
             state = {
-                "optimizer": self._optimizer.state_dict(),
+                "optimizer": optimizer,
                 "scaler": self._scaler.state_dict(),
                 "losses": losses,
                 "random": states,
             }
-            run.checkpoints.save(Saved(at, weights(self._module), self._best, state))
+            run.checkpoints.save(Saved(at, model, self._best, state))
         run.accelerator.wait_for_everyone()
         self._saved_at = time.monotonic()
 

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pykd._files import write_atomically, writing
 from pykd.config import dump
@@ -40,8 +41,23 @@ FREE_SETTINGS = (
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers on the CPU, each in memory of its own (safetensors stores no shared memory)."""
-    return {name: value.detach().clone().contiguous().cpu() for name, value in module.state_dict().items()}
+    """Parameters and buffers on the CPU, each in memory of its own (safetensors stores no shared memory).
+
+    All processes take part where FSDP divides them.
+    """
+    return {name: whole(value.detach()).clone().contiguous().cpu() for name, value in module.state_dict().items()}
+
+
+def whole(value: Tensor) -> Tensor:
+    """All parts of a tensor that FSDP divides; any other as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def divided(value: Any, like: Tensor) -> Any:
+    """This process's part of a whole tensor where FSDP divides ``like``, which has its shape; else as it is."""
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
 def put_weights(module: nn.Module, values: Mapping[str, Tensor], where: str) -> None:
@@ -58,7 +74,7 @@ def put_weights(module: nn.Module, values: Mapping[str, Tensor], where: str) -> 
         if own[name].shape != values[name].shape:
             shapes = f"{list(values[name].shape)}, not {list(own[name].shape)}"
             raise PykdError(f"{where} belongs to another network: {name!r} is {shapes}")
-    module.load_state_dict(dict(values))
+    module.load_state_dict({name: divided(value, own[name]) for name, value in values.items()})
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:

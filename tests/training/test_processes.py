@@ -51,38 +51,41 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         )
 
 
-def test_two_processes_train_one_variational_student(tmp_path: Path) -> None:
-    changes = ["teacher.training.epochs=1", "student.training={epochs: 1, batch_size: 22, optimizer: sgd, lr: 0.01}"]
-    changes += ["method.warmup_end=0", "method.warmup_start=0", "method.norm=l1_l2", "method.lambda_g=0.01"]
-    words = ["pykd.cli", "distill", "variational_student-digits", "--device", "cpu"]
-    words += [word for each in [*changes, "baselines=[bayesian_compression]"] for word in ("--set", each)]
-    run("-m", *words, "--out", tmp_path / "one")
-    run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", *words, "--out", tmp_path / "two")
-    for name in ("bayesian_compression", "student"):
-        whole, shared = (load_file(tmp_path / side / f"{name}.safetensors") for side in ("one", "two"))
-        torch.testing.assert_close(shared, whole, rtol=1e-4, atol=1e-5)
+LAUNCHED = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "pykd", "distill")
 
 
-def test_two_processes_transfer_features_as_one(tmp_path: Path) -> None:
-    """Networks without batch normalisation, whose statistics are those of a process's own rows."""
-    training = "{epochs: 1, batch_size: 22, accumulate: 2, optimizer: sgd, lr: 0.001}"
-    changes = ["method.teacher_at=['4']", "method.student_at=['4']", f"method.paraphraser={training}"]
-    changes += ["method.reconstruction=l2", "method.p=2"]  # a gradient that is a sign makes much of rounding
-    changes += [f"{who}={{name: modified_lenet, training: {training}}}" for who in ("teacher", "student")]
-    words = ["pykd.cli", "distill", "factor_transfer-digits", "--device", "cpu"]
-    words += [word for each in [*changes, "baselines=[attention_transfer, fitnet]"] for word in ("--set", each)]
-    run("-m", *words, "--out", tmp_path / "one")
-    run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", *words, "--out", tmp_path / "two")
-    for name in ("paraphraser", "attention_transfer", "fitnet", "student"):
-        whole, shared = (load_file(tmp_path / side / f"{name}.safetensors") for side in ("one", "two"))
-        torch.testing.assert_close(shared, whole, rtol=1e-4, atol=1e-5)
+def test_launched_processes_say_once_what_is_wrong(tmp_path: Path) -> None:
+    words = ["noisy_teacher-digits", "--set", "student.training.epoch=1", "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, *LAUNCHED, *words], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    told = [line for line in done.stderr.splitlines() if line.startswith("pykd: ")]
+    assert len(told) == 1 and "did you mean" in told[0]
+
+
+def test_launcher_stopped_by_a_signal_saves_and_the_run_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["noisy_teacher-digits", "--out", str(out), "--device", "cpu", "--set", "checkpoint_seconds=0.01"]
+    words += ["--set", "teacher.training.epochs=1000000"]
+    process = subprocess.Popen(
+        [sys.executable, *LAUNCHED, *words], env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not any((out / "checkpoints").glob("*[0-9]")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert said.count(f"pykd: interrupted, {out} is saved: continue with --resume") == 1, said
+    saved, damaged = Checkpoints(out / "checkpoints", keep=2).newest()
+    assert saved is not None and not damaged
+    assert len(saved.state["random"]) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_stopped_by_a_signal_saves_and_says_so(tmp_path: Path, number: int) -> None:
     out = tmp_path / "run"
     options = ["--set", "teacher.training.epochs=1000000", "--set", "checkpoint_seconds=0.01", "--out", str(out)]
-    command = [sys.executable, "-m", "pykd.cli", "distill", "noisy_teacher-digits", *options]
+    command = [sys.executable, "-m", "pykd", "distill", "noisy_teacher-digits", *options]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     checkpoints = Checkpoints(out / "checkpoints", keep=2)
     deadline = time.monotonic() + 120
