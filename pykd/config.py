@@ -321,6 +321,15 @@ def override(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
     return result
 
 
+def lies_in(key: str, other: str) -> bool:
+    """Whether a key is another, or one below it.
+
+    >>> lies_in("method.alpha", "method"), lies_in("method", "method.alpha"), lies_in("methods", "method")
+    (True, False, False)
+    """
+    return f"{key}.".startswith(f"{other}.")
+
+
 def recipes() -> dict[str, str]:
     """Names of the packaged recipes, each with its description in one line."""
     files = (file for file in (resources.files("pykd") / "recipes").iterdir() if file.name.endswith(".yaml"))

@@ -139,6 +139,8 @@ def run_all(
                     going.say(f"[{folders.index(folder) + 1}/{len(planned)}] {folder}")
                 going.start(config, folder, resume=resume)
             for folder, error in going.ended():
+                if isinstance(error, ConfigError):
+                    raise error
                 if error:
                     failed(error)
                     continue

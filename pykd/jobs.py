@@ -124,7 +124,7 @@ class Jobs:
         torch.set_num_threads(self._threads)
         try:
             runs.distill(config, folder, resume=resume, device=self._device)
-        except (ConfigError, Interrupted):
+        except Interrupted:
             raise
         except PykdError as error:
             if os.environ.get("WORLD_SIZE", "1") != "1":  # it may be this process's alone, and the others wait
@@ -138,7 +138,6 @@ class Jobs:
         """The folders of runs that are over, each with why it failed; waits a moment where there is none.
 
         Raises:
-            ConfigError: a run said that its recipe is wrong.
             Interrupted: a signal came.
         """
         working = {worker.answers: worker for worker in self._workers if worker.folder}
@@ -150,9 +149,6 @@ class Jobs:
         if self._signals.received:
             raise Interrupted(self._signals.received, self._out)
         found, self._ended = self._ended, []
-        for _, error in found:
-            if isinstance(error, ConfigError):
-                raise error
         self._bar.advance(self._task, len(found))
         return found
 

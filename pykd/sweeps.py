@@ -32,7 +32,7 @@ from pykd import config as recipes
 from pykd import grids, runs
 from pykd._files import write_atomically, writing
 from pykd._svg import LOOKS, svg
-from pykd.config import Config, ConfigError, nearest
+from pykd.config import Config, ConfigError, lies_in, nearest
 from pykd.errors import PykdError
 from pykd.jobs import Jobs
 from pykd.report.tables import ran_with, table
@@ -45,6 +45,7 @@ RECORD = "sweep.json"
 ACCURACY = "holdout_accuracy"
 MEASURES = (ACCURACY, "parameters", "nonzeros", "bytes", "file_bytes", "latency_ms")  # of a summary's row
 SAMPLERS = ("tpe", "random", "grid")
+SHARED = ("seed", "data.name", "data.holdout")  # by all trials: they decide which rows are held out
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
@@ -77,7 +78,10 @@ class Axis:
                 choices = recipes.grid([f"{key}={text}"])
             except ConfigError as error:
                 raise ConfigError(str(error).replace("--grid", "--over", 1)) from None
-            return cls(choices=tuple(json.loads(choice.partition("=")[2]) for [choice] in choices))
+            values = tuple(json.loads(choice.partition("=")[2]) for [choice] in choices)
+            if any(value in values[:number] for number, value in enumerate(values)):
+                raise ConfigError(f"{said}: a value stands there twice")
+            return cls(choices=values)
         found = re.fullmatch(rf"\s*({_NUMBER})\s*:\s*({_NUMBER})\s*((?::(?:log|int))*)", text)
         if not found:
             raise ConfigError(f"{said}: write LOW:HIGH, and behind it :log or :int or both")
@@ -121,7 +125,13 @@ class Axis:
         return self.choices[parameter] if self.choices else self._number(parameter)
 
     def parameter(self, value: Any) -> Any:
-        """The other way round."""
+        """The other way round.
+
+        Raises:
+            ValueError: no value of the axis.
+        """
+        if not self.choices and not self.low <= value <= self.high:
+            raise ValueError(value)
         return self.choices.index(value) if self.choices else value
 
 
@@ -170,19 +180,24 @@ class Sweep:
     def __init__(
         self, recipe: str, over: Sequence[str], changes: Sequence[str], objective: Objective, sampler: str
     ) -> None:
+        from pykd.training.run_folder import FREE_SETTINGS
+
         self._recipe, self._changes = recipe, ["baselines=[]", *changes]
         self._objective, self._sampler = objective, sampler
         self._space: dict[str, Axis] = {}
         for each in over:
             key, equals, text = (part.strip() for part in each.partition("="))
-            if not equals:
+            if not key or not equals:
                 raise ConfigError(f"--over {each}: write KEY=LOW:HIGH or KEY=VALUE,VALUE, e.g. method.alpha=0.1:0.9")
-            if key in self._space:
-                raise ConfigError(f"--over {each}: {key} is given twice")
+            if same := [own for own in self._space if lies_in(key, own) or lies_in(own, key)]:
+                raise ConfigError(f"--over {each}: {same[0]} is varied already: leave one of them out")
+            if same := [own for own in (*SHARED, *FREE_SETTINGS) if lies_in(own, key)]:
+                why = "decides nothing about a student" if same[0] in FREE_SETTINGS else "says which rows are held out"
+                raise ConfigError(f"--over {each}: {same[0]} {why}, so that no trial could be better for it")
             self._space[key] = Axis.read(key, text)
-        taken = {change.partition("=")[0].strip() for change in changes} & self._space.keys()
-        if taken:
-            raise ConfigError(f"--set {min(taken)}: it is what the sweep varies: leave it out")
+        for change in (each.partition("=")[0].strip() for each in changes):
+            if any(lies_in(change, key) for key in self._space):
+                raise ConfigError(f"--set {change}: it is what the sweep varies: leave it out")
         if sampler == "grid" and (ranges := [key for key, axis in self._space.items() if not axis.choices]):
             raise ConfigError(f"--over {ranges[0]}: a grid takes choices, e.g. {ranges[0]}=0.1,0.5")
         self._base = self._config({key: axis.ends[0] for key, axis in self._space.items()})
@@ -220,18 +235,23 @@ class Sweep:
         Raises:
             PykdError: ``out`` holds another sweep, or none where it should; every trial failed.
         """
-        if resume:
-            self._go_on(out)
+        if resume and not (out / RECORD).exists():
+            raise PykdError(f"{out} holds no sweep: leave --resume out to start one")
         self._check_networks()
+        with self._locked(out):
+            if resume:
+                self._go_on(out)
+            elif (out / RECORD).exists():
+                raise PykdError(f"{out} holds a sweep by now: continue it with --resume, or give another --out")
+            self._go(out, trials, jobs=jobs, threads=threads, device=device)
+
+    def _go(self, out: Path, trials: int, *, jobs: int, threads: int, device: str | None) -> None:
         if self._sampler == "grid":
             trials = min(trials, math.prod(len(axis.choices) for axis in self._space.values()))
         mine: list[dict[str, Any]] = self.record["trials"]
         waiting = [each for each in mine if each["objective"] is None]
         total, done = max(trials, len(mine)), len(mine) - len(waiting)
-        with (
-            self._locked(out),
-            Jobs(jobs, threads=threads, device=device, out=out, runs=total, done=done) as going,
-        ):
+        with Jobs(jobs, threads=threads, device=device, out=out, runs=total, done=done) as going:
             self._write(out)
             while waiting or going.busy or len(mine) < trials:
                 while going.free and (waiting or len(mine) < trials):
@@ -290,17 +310,26 @@ class Sweep:
         try:
             recorded = json.loads((out / RECORD).read_bytes())
             same = {key: recorded[key] for key in ("settings", "space", "objective", "sampler")}
-            self.record |= {key: recorded[key] for key in ("environment", "trials", "best", "importance")}
-        except FileNotFoundError:
-            raise PykdError(f"{out} holds no sweep: leave --resume out to start one") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            require_same(same, {key: self.record[key] for key in same}, str(out))
+            self.record |= {"environment": recorded["environment"], "trials": list(recorded["trials"])}
+            for number, each in enumerate(self.record["trials"]):
+                for key, value in each["values"].items():
+                    self._space[key].parameter(value)
+                mine = each["number"] == number and each["run"] == self._run(number)
+                known = [each[key] for key in ("objective", ACCURACY) if each["objective"] is not None]
+                if not (mine and len(each["values"]) == len(self._space) and all(map(math.isfinite, known))):
+                    raise ValueError(f"trial {number}")
+            self._sum_up()
+            markdown(self.record)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise PykdError(f"{out / RECORD} cannot be read: put it back, or give another --out") from error
-        require_same(same, {key: self.record[key] for key in same}, str(out))
 
-    def _configs(self, out: Path) -> list[Config]:
-        """The settings of every trial: of those that would train equal teachers, the first does."""
-        planned = [(Path(each["run"]).parts[0], self._config(each["values"])) for each in self.record["trials"]]
-        return [config for _, config in grids.with_shared_teachers(planned, out)]
+    def _configs(self, out: Path) -> dict[int, Config]:
+        """The settings of every trial: of those that would train equal teachers, the first that has not failed does."""
+        order = sorted(self.record["trials"], key=lambda each: bool(each["failed"]))
+        planned = [(Path(each["run"]).parts[0], self._config(each["values"])) for each in order]
+        shared = grids.with_shared_teachers(planned, out)
+        return {each["number"]: config for each, (_, config) in zip(order, shared, strict=True)}
 
     def _ask(self, out: Path) -> dict[str, Any]:
         number = len(self.record["trials"])
@@ -310,11 +339,14 @@ class Sweep:
         else:
             asked = self._study(number).ask({key: axis.distribution() for key, axis in self._space.items()})
             values = {key: axis.value(asked.params[key]) for key, axis in self._space.items()}
-        run = f"trial-{number:04}/seed-{self._config(values).seed}"
-        trial = {"number": number, "values": values, "objective": None, ACCURACY: None, "failed": None, "run": run}
+        trial = {"number": number, "values": values, "objective": None, ACCURACY: None, "failed": None}
+        trial["run"] = self._run(number)
         self.record["trials"].append(trial)
         self._write(out)
         return trial
+
+    def _run(self, number: int) -> str:
+        return f"trial-{number:04}/seed-{self._base.seed}"
 
     def _study(self, number: int) -> Any:
         """Optuna's view of the record, about to choose the values of the trial ``number``."""
@@ -351,9 +383,12 @@ class Sweep:
             self.record["environment"] = self.record["environment"] or ran_with(
                 json.loads((folder / "environment.json").read_bytes())
             )
+        self._sum_up()
+        self._write(out)
+
+    def _sum_up(self) -> None:
         self.record["best"] = self._objective.best(self.record["trials"])
         self.record["importance"] = self._importance()
-        self._write(out)
 
     def _importance(self) -> dict[str, float] | None:
         known = [each["objective"] for each in self.record["trials"] if each["objective"] is not None]

@@ -7,7 +7,9 @@ import pytest
 from scipy.stats import ttest_rel
 from test_cli import TINY, pykd
 
+from pykd import runs
 from pykd.config import ConfigError
+from pykd.errors import PykdError
 from pykd.reproduce import PAPERS, factor_transfer, variational_student
 
 
@@ -149,3 +151,12 @@ def test_all_papers_make_one_page(monkeypatch):
         assert "From `noisy_teacher/reproduce.json`" in page and "From `variational_student/reproduce.json`" in page
         assert page.count("quick: not evidence") == 3
         Path("grid/claims.md").unlink()
+
+    def refused(config, folder, **options):
+        raise PykdError("no")
+
+    monkeypatch.setattr(runs, "distill", refused)
+    result = pykd(*words[:-1], "--out=failed")
+    assert result.exit_code == 1
+    *_, sentence = result.stderr.splitlines()
+    assert sentence == "pykd: 4 of 4 runs failed, the first: no; 2 of 2 runs failed, the first: no"

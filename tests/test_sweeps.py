@@ -104,8 +104,25 @@ def test_a_folder_of_another_sweep_is_refused(finished):
     assert "objective.key = 'holdout_accuracy', not 'nonzeros'" in said(pykd(*words, "--minimize=nonzeros"), 1)
     assert "sweep is not empty: continue it with --resume" in said(pykd(*SWEEP, "--out=sweep"), 1)
     assert Path("sweep/sweep.json").read_text() == before
-    Path("sweep/sweep.json").write_text(before[:100])
-    assert "sweep.json cannot be read" in said(pykd(*words), 1)
+    trials = record("sweep")["trials"]
+    forged = [
+        before[:100],
+        "[" * 100_000,
+        *(
+            json.dumps({**json.loads(before), "trials": [{**trials[0], **change}, *trials[1:]]})
+            for change in (
+                {"values": {**trials[0]["values"], "method.alpha": 7}},
+                {"values": {}},
+                {"objective": float("nan")},
+                {"holdout_accuracy": None},
+                {"number": 1},
+                {"run": "../elsewhere/seed-0"},
+            )
+        ),
+    ]
+    for text in forged:
+        Path("sweep/sweep.json").write_text(text)
+        assert "sweep.json cannot be read" in said(pykd(*words), 1), text[-300:]
     Path("sweep/sweep.json").unlink()
     assert "holds no sweep: leave --resume out" in said(pykd(*words), 1)
 
@@ -125,6 +142,25 @@ def test_a_grid_tries_all_and_the_smallest_that_is_good_enough_is_best():
     assert found["best"] == min(good, key=lambda each: each["objective"])["number"]
     row = json.loads(Path("sweep", found["trials"][0]["run"], "summary.json").read_text())["rows"][-1]
     assert found["trials"][0]["objective"] == row["file_bytes"]
+
+
+def test_settings_that_do_not_go_together_fail_their_trial_alone(monkeypatch):
+    distill = runs.distill
+
+    def refused(config, folder, **options):
+        if config.method["alpha"] == 0.1:
+            raise ConfigError("not with this alpha")
+        return distill(config, folder, **options)
+
+    monkeypatch.setattr(runs, "distill", refused)
+    words = ["sweep", DIGITS, *TINY, "--over=method.alpha=0.1,0.5,0.9", "--sampler=grid", "--jobs=1", "--out=sweep"]
+    result = pykd(*words)
+    assert result.exit_code == 0, result.output
+    assert "1 of 3 trials failed, the first: not with this alpha; --resume tries them again" in result.stderr
+    assert [each["failed"] for each in record("sweep")["trials"]] == ["not with this alpha", None, None]
+    assert Path("sweep/trial-0001/seed-0/teacher.safetensors").exists(), "the next one trains the teacher"
+    monkeypatch.setattr(runs, "distill", distill)
+    assert pykd(*words, "--resume").exit_code == 0
 
 
 def test_a_trial_that_fails_is_told_and_tried_again_and_cannot_be_the_best():
@@ -155,7 +191,14 @@ def test_a_trial_that_fails_is_told_and_tried_again_and_cannot_be_the_best():
         (["--over=method.noise_kind=a,b"], "noise_kind", 2),
         (["--over=method.alpha"], "write KEY=LOW:HIGH or KEY=VALUE,VALUE", 2),
         (["--over=method.alpha="], "--over method.alpha", 2),
-        ([*OVER, OVER[0]], "method.alpha is given twice", 2),
+        (["--over==1:2"], "write KEY=LOW:HIGH or KEY=VALUE,VALUE", 2),
+        (["--over=student.training.lr=0.1,1,1.0"], "a value stands there twice", 2),
+        ([*OVER, OVER[0]], "method.alpha is varied already", 2),
+        ([*OVER, "--over=method={name: kd},{name: fitnet}"], "method.alpha is varied already", 2),
+        (["--over=seed=0:9:int"], "--over seed=0:9:int: seed says which rows are held out", 2),
+        (["--over=data.holdout=0.1:0.5"], "data.holdout says which rows are held out", 2),
+        (["--over=data.root=a,b"], "data.root decides nothing about a student", 2),
+        (["--over=method={name: kd},{name: fitnet}", "--set=method.alpha=1"], "--set method.alpha: it is what the", 2),
         ([*OVER, "--set=method.alpha=0.5"], "--set method.alpha: it is what the sweep varies", 2),
         ([*OVER, "--sampler=grid"], "a grid takes choices, e.g. method.alpha=0.1,0.5", 2),
         ([*OVER, "--maximize=accuracy"], "test rows are for no choice; did you mean 'holdout_accuracy'?", 2),

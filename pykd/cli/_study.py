@@ -170,12 +170,14 @@ def sweep(
     from pykd import sweeps
     from pykd._files import write_atomically
 
-    if maximize and minimize:
+    if maximize is not None and minimize is not None:
         raise ConfigError("give either --maximize or --minimize")
     if "RANK" in os.environ:
         raise ConfigError("a sweep is one process, with --jobs for more: start it without a launcher")
-    direction = "minimize" if minimize else "maximize"
-    objective = sweeps.Objective(minimize or maximize or sweeps.ACCURACY, direction, min_accuracy)
+    measure = sweeps.ACCURACY if maximize is None else maximize
+    objective = sweeps.Objective(measure, "maximize", min_accuracy)
+    if minimize is not None:
+        objective = sweeps.Objective(minimize, "minimize", min_accuracy)
     changes = [*(assignments or []), *([] if seed is None else [f"seed={seed}"])]
     planned = sweeps.Sweep(recipe, over, changes, objective, sampler)
     count = at_once(jobs, threads, device)

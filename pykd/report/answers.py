@@ -79,7 +79,7 @@ def answers(run: Path, changes: Sequence[str], load: "Callable[[Data], Splits]")
 
     from pykd.training.batches import Source
 
-    config = runs.stored(run, changes)
+    config = runs.stored(run, ["data.download=false", *changes])  # only what is asked for now
     file = runs.weights_file(run, "student")
     if not file.is_file():
         raise PykdError(f"{file.name} is missing, so that the student cannot be asked")

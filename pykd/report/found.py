@@ -1,10 +1,10 @@
 """Runs as their folders show them: finished, half-finished, or damaged."""
 
 import json
-import math
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -75,7 +75,8 @@ class Found:
         argv = self.environment.get("argv")
         if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
             return ""
-        program = ["pykd"] if Path(argv[0]).name in ("pykd", "cli.py") else ["python", argv[0]]
+        mine = Path(argv[0]).name == "pykd" or Path(argv[0]).parts[-2:] == ("pykd", "__main__.py")
+        program = ["pykd"] if mine else ["python", argv[0]]
         return shlex.join([*program, *argv[1:]])
 
     @property
@@ -164,7 +165,7 @@ def _read(folder: Path, variant: str) -> Found:
     metrics = _metrics(folder / "metrics.jsonl", notes)
     summary = _mapping(folder / "summary.json", notes) if (folder / "summary.json").exists() else None
     if summary is not None and not _is_table(summary.get("rows")):
-        notes.append("summary.json holds no table: delete it and continue with --resume.")
+        notes.append("summary.json holds no table: put it back, or delete it and train again with --resume.")
         summary = None
     if summary is not None:
         summary = {**summary, "seed": seed}
@@ -190,6 +191,7 @@ def _is_table(rows: Any) -> bool:
             and isinstance(row.get("name"), str)
             and isinstance(row.get("label"), str)
             and _is_number(row.get("accuracy"))
+            and 0 <= row["accuracy"] <= 1
             and all(row.get(key) is None or _is_number(row[key]) for key in NUMBERS)
             for row in rows
         )
@@ -200,7 +202,7 @@ NUMBERS = ("parameters", "nonzeros", "bytes", "file_bytes", "latency_ms", "secon
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # a JSON integer has no limit
 
 
 def _metrics(file: Path, notes: list[str]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pykd.config import Config, ConfigError, nearest
+from pykd.config import Config, ConfigError, lies_in, nearest
 from pykd.report.comparison import compared
 from pykd.report.tables import interval, signed_percent, table
 
@@ -75,7 +75,7 @@ def refuse_varied(changes: Iterable[str], varied: Iterable[str]) -> None:
     """Raises a ``ConfigError`` for an assignment to a key that the experiment itself sets."""
     for change in changes:
         key = change.partition("=")[0].strip()
-        if taken := [own for own in varied if f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.")]:
+        if taken := [own for own in varied if lies_in(key, own) or lies_in(own, key)]:
             raise ConfigError(
                 f"--set {change}: {taken[0]} is what the experiment varies: leave it out, or use pykd compare"
             )

@@ -1,4 +1,4 @@
-"""One page of what the papers claim, with ours beside it, and of what was not tried here."""
+"""One page of what the papers claim, with ours beside it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -33,78 +33,15 @@ header; the paper's own way to count is not known, nor its loss of accuracy.""",
 K images of each class are learnt from. Structured: half of the channels are taken out; unstructured: 90 % of the
 weights.""",
 }
-WHOLE_RUNS = "whole runs need a GPU; none was at hand"
-# For each paper what no record here is about: the claim, what was published, why, and the command that would tell.
-NOT_TRIED: dict[str, list[tuple[str, str, str, str]]] = {
-    "noisy_teacher": [
-        (
-            "fewer errors than clean regression on SVHN; high noise can hurt",
-            "about 3.3 % relative",
-            "the data were not at hand",
-            "`pykd reproduce noisy_teacher --set data.name=svhn`",
-        ),
-        (
-            "fewer errors than clean regression on CIFAR-10, most of all with a shallow student",
-            "up to 12.7 % relative; 3.26 points",
-            WHOLE_RUNS,
-            "`pykd reproduce noisy_teacher --set data.name=cifar10`",
-        ),
-        ("a higher alpha usually helps on CIFAR-10", "without a figure", WHOLE_RUNS, "the same"),
-        ("runtime and storage against accuracy on CIFAR-10", "without a figure", WHOLE_RUNS, "the same"),
-        (
-            "the best alpha depends on the gap between teacher and student",
-            "without a figure",
-            "not run with several alphas and students",
-            "`pykd compare noisy_teacher-mnist --grid method.alpha=0.4,0.8 --grid 'student.widths=[32],[800, 800]'`",
-        ),
-    ],
-    "variational_student": [
-        (
-            "the VGGNet student's file is that much smaller than the teacher's",
-            "213 times",
-            WHOLE_RUNS,
-            "`pykd reproduce variational_student --set data.name=cifar10`",
-        ),
-    ],
-    "factor_transfer": [
-        (
-            "factor transfer beats other transfer on CIFAR-10 and CIFAR-100",
-            "without a figure",
-            WHOLE_RUNS,
-            "`pykd reproduce factor_transfer --set data.name=cifar10`, `data.name=cifar100`",
-        ),
-        ("the same on ImageNet", "without a figure", "no recipe; its settings were not found", ""),
-        (
-            "the same in detection",
-            "without a figure",
-            "run on drawn images alone",
-            "`python examples/factor_transfer_detection.py VOCdevkit/VOC2007 --out student.safetensors`",
-        ),
-    ],
-    "cross_distillation": [
-        (
-            "crossing improves VGG-16 on CIFAR-10",
-            "without a figure",
-            WHOLE_RUNS,
-            "`pykd reproduce cross_distillation --set data.name=cifar10`",
-        ),
-        ("the same on ILSVRC-12, and of ResNets", "without a figure", "no recipe", ""),
-        (
-            "a general framework, compatible with prevalent techniques such as pruning",
-            "without a figure",
-            "no figure can tell; both ways to prune stand above",
-            "`pykd distill cross_distillation-mnist --set method.int8=true` adds quantisation",
-        ),
-    ],
-}
 
 
-def page(records: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+def page(records: Iterable[tuple[str, Mapping[str, Any]]], more: Mapping[str, str] | None = None) -> str:
     """The page.
 
     Args:
         records: each with where it lies, as ``pykd reproduce`` writes it; where one on the same networks and data is
             not quick, quick ones are left out.
+        more: what else is to say, by paper.
 
     Example:
         >>> page([]).splitlines()[0]
@@ -131,8 +68,8 @@ def page(records: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
         if lines:
             head = ["claim", "published", "ours, %", "than, %", "difference", "n", "verdict"]
             parts += [table([head, *lines]), NOTES[paper], f"From {'; '.join(sources)}."]
-        untried = [list(each) for each in NOT_TRIED[paper]]
-        parts.append(table([["not reproduced", "published", "why", "what would tell"], *untried]))
+        if more:
+            parts.append(more[paper])
     return "\n\n".join(parts)
 
 

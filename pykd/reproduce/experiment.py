@@ -9,7 +9,8 @@ import typer
 
 from pykd import grids, runs
 from pykd._files import write_atomically
-from pykd.config import Config
+from pykd.config import Config, ConfigError
+from pykd.errors import Interrupted, PykdError
 from pykd.jobs import at_once
 from pykd.reproduce import PAPERS
 from pykd.reproduce.claims import page
@@ -44,12 +45,21 @@ def run(
     name = papers[0] if len(papers) == 1 else "all"
     out = grids.folder_of(f"reproduce-{name}", out, resume).resolve()
     options: dict[str, Any] = {"seeds": seeds, "quick": quick, "resume": resume}
+    failures: list[str] = []
     for paper in papers:
         folder = out if len(papers) == 1 else out / paper
-        _one(paper, data, changes, folder, **options, jobs=count, threads=threads, device=device)
-    if len(papers) > 1:
-        found = [(f"{paper}/{RECORD}", json.loads((out / paper / RECORD).read_bytes())) for paper in papers]
+        try:
+            _one(paper, data, changes, folder, **options, jobs=count, threads=threads, device=device)
+        except (ConfigError, Interrupted):
+            raise
+        except PykdError as error:  # the other papers go on
+            failures.append(str(error))
+    files = {f"{paper}/{RECORD}": out / paper / RECORD for paper in papers}
+    found = [(name, json.loads(file.read_bytes())) for name, file in files.items() if file.exists()]
+    if found and len(papers) > 1:
         write_atomically(out / "claims.md", f"{page(found)}\n".encode())
+    if failures:
+        raise PykdError("; ".join(failures))
 
 
 def _one(

@@ -106,7 +106,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
     own = optimizer.state_dict()["param_groups"]
     if [options(group) for group in state["param_groups"]] != [options(group) for group in own]:
         raise ValueError(f"its optimiser is no {type(optimizer).__name__} with the options of this one")
-    put_state(optimizer, {**state, "param_groups": own})
+    groups = [{**group, "lr": its["lr"]} for group, its in zip(own, state["param_groups"], strict=True)]
+    put_state(optimizer, {**state, "param_groups": groups})
     for parameter, values in optimizer.state.items():
         if any(isinstance(value, Tensor) and value.shape not in (parameter.shape, ()) for value in values.values()):
             raise ValueError("its optimiser is that of another network")

@@ -240,10 +240,14 @@ class RunFolder:
         """``summary.json`` of a finished run."""
         try:
             summary: dict[str, Any] = dict(json.loads(self.summary.read_bytes()))
+            if not all(isinstance(row["label"], str) for row in summary["rows"]):
+                raise TypeError
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise PykdError(f"{self.summary} cannot be read: delete it and continue with --resume") from error
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise PykdError(
+                f"{self.summary} cannot be read: put it back, or delete it and train again with --resume"
+            ) from error
         return summary
 
     def finish(self, summary: Mapping[str, Any]) -> None:

@@ -8,9 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torchvision
 from typer.testing import CliRunner
 
 from pykd.cli import app
+from pykd.report.found import Found
 from pykd.report.page import html, write
 
 TINY = [
@@ -121,11 +123,12 @@ def test_sparse_networks_are_mapped(sparse):
     assert 'aria-label="Histogram of log alpha of student' in page
 
 
-def test_two_data_sets_stand_apart(grid, sparse, tmp_path):
+def test_two_data_sets_stand_apart(grid, sparse, tmp_path, monkeypatch):
     other = Path(shutil.copytree(sparse, tmp_path / "other"))
-    config = (other / "config.yaml").read_text()
+    config = (other / "config.yaml").read_text().replace("download: false", "download: true")
     (other / "config.yaml").write_text(config.replace("name: digits", "name: svhn"))
-    page = html([grid, sparse, other], changes=["data.root=nowhere"])
+    monkeypatch.setattr(torchvision.datasets.SVHN, "__init__", lambda *_, **__: pytest.fail("fetches data"))
+    page = html([grid, sparse, other], changes=[f"data.root={tmp_path}/nowhere"])
     assert re.findall(r'<h2 id="data-\d-title">([^<]+)', page) == ["digits", "svhn"]
     assert "grid/noisy_teacher-digits+method.sigma=0.1" in page
     assert re.search(r'<p class="missing">Not shown: [^<]*nowhere', page), "the data are not there"
@@ -142,7 +145,8 @@ def test_half_finished_runs_show_what_they_have(copy):
     (begun / "summary.json").unlink()
     (begun / "metrics.jsonl").open("a").write('{"stage": "student", "epo')
     (damaged / "summary.json").write_text('{"rows": [{"name": 1}]}')
-    (damaged / "metrics.jsonl").write_bytes(b'\xff\n[1]\n{"stage": "teacher", "epoch": 1, "loss": NaN}\n')
+    huge = b'{"stage": "teacher", "epoch": 1, "loss": 1' + b"0" * 400 + b"}"
+    (damaged / "metrics.jsonl").write_bytes(b'\xff\n[1]\n{"stage": "teacher", "epoch": 1, "loss": NaN}\n' + huge)
     summary = json.loads((older / "summary.json").read_text())
     for row in summary["rows"]:
         for key in ("bytes", "file_bytes", "latency_ms", "facts", "nonzeros"):
@@ -155,14 +159,22 @@ def test_half_finished_runs_show_what_they_have(copy):
     assert "unfinished: student, epoch 3" in page and "unfinished: no epoch is done" in page
     assert f"pykd distill {begun}/config.yaml --resume --out {begun}" in page.replace("&#39;", "'").replace("'", "")
     assert "1 of 9 lines of metrics.jsonl cannot be read" in page
-    assert "3 of 3 lines of metrics.jsonl" in page
-    assert "summary.json holds no table: delete it and continue with --resume" in page
+    assert "4 of 4 lines of metrics.jsonl" in page
+    assert "summary.json holds no table: put it back, or delete it and train again with --resume" in page
     assert "environment.json cannot be read" in page
     assert page.count("no run of this variant is finished") == 1
     (older / "student.safetensors").unlink()
     assert "student.safetensors is missing, so that the student cannot be asked" in html([copy])
     nothing = html([begun])
     assert "nothing to compare" in nothing and nothing.count("<figure>") == 2
+
+
+@pytest.mark.parametrize(
+    ("program", "shown"), [("bin/pykd", "pykd"), ("x/pykd/__main__.py", "pykd"), ("a b.py", "python 'a b.py'")]
+)
+def test_a_command_is_shown_as_it_is_typed(program, shown):
+    run = Found(Path(), "", 0, environment={"argv": [program, "distill"]})
+    assert run.command == f"{shown} distill"
 
 
 def test_runs_of_other_networks_do_not_share_a_row(copy):

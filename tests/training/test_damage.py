@@ -278,6 +278,13 @@ def test_files_that_hold_something_else_are_told(name: str, content: bytes, run:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", ["{}", '{"rows": 5}', '{"rows": [{}]}'])
+def test_a_summary_without_a_table_is_told(content: str, run: Path) -> None:
+    (run / "summary.json").write_text(content)
+    with pytest.raises(PykdError, match=r"summary\.json cannot be read: put it back, or delete it and train again"):
+        train(run)
+
+
 class Full:
     """A file on a disk that is full after a few bytes."""
 
