@@ -167,9 +167,8 @@ def told(work: Callable[[], object]) -> str:
 
 def group(world: int, work: Callable[[], Any], **environment: str) -> list[Any]:
     """What ``work`` returns in each of ``world`` new processes, or the signal that killed it."""
-    store = TCPStore(
-        "127.0.0.1", 0, is_master=True, wait_for_workers=False
-    )  # as torchrun does: no port is free for long
+    # Kept here, as torchrun does: a port found free can be another's before a child opens it.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     children = []
     for rank in range(world):
         source, sink = os.pipe()
