@@ -391,8 +391,9 @@ class Fit:
             step = (now - self._asked_at) / max(1, self._unasked)
             asked = torch.tensor([[stop, due, step]], device=self._device)
             stop, due, step = self._run.accelerator.gather(asked).amax(0).tolist()
-            self._steps_between, self._unasked = max(1, int(SECONDS_BETWEEN_QUESTIONS / step)), 0
-            self._asked_at = now
+            if self._unasked:  # else no step was timed, but the held-out rows
+                self._steps_between = max(1, int(SECONDS_BETWEEN_QUESTIONS / step))
+            self._asked_at, self._unasked = now, 0
         if stop or due:
             self._check_losses()
             self._save()

@@ -76,9 +76,11 @@ def together(accelerator: Accelerator) -> Iterator[None]:
     except Interrupted:  # which all of them are
         raise
     except Exception as error:
-        lost = isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+        said = str(error)
+        of_gloo = isinstance(error, RuntimeError) and ("gloo" in said or "pair closure" in said)
+        lost = of_gloo or isinstance(error, distributed.DistError)
         sentence = explained(error)
-        if lost and "imed out" in str(error):
+        if lost and ("imed out" in said or "timeout" in said):
             sentence = "another process does not answer: end all of them, and continue with --resume"
         elif lost:
             sentence = "another process has died: see what ended it, and continue with --resume"

@@ -9,7 +9,6 @@ import gc
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 import torch._dynamo  # the optimiser imports it; here, so that a fork need not
 from torch import Tensor, nn
+from torch.distributed import TCPStore
 from torch.utils.data import Dataset
 
 import pykd
@@ -167,16 +167,15 @@ def told(work: Callable[[], object]) -> str:
 
 def group(world: int, work: Callable[[], Any], **environment: str) -> list[Any]:
     """What ``work`` returns in each of ``world`` new processes, or the signal that killed it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Kept here, as torchrun does: a port found free can be another's before a child opens it.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     children = []
     for rank in range(world):
         source, sink = os.pipe()
         child = os.fork()
         if child == 0:
             faulthandler.dump_traceback_later(HANGS, exit=True)
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True")
             if world > 1:
                 os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
             os.environ.update(environment)
@@ -245,9 +244,10 @@ def main(folder: Path) -> None:
         torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=2))
         ranks: list[Any] = [None, None]
         torch.distributed.all_gather_object(ranks, os.getpid())
-        sentence = told(lambda: disturbed(folder / "stopped", do=sent(signal.SIGSTOP)))
-        os.kill(ranks[1], signal.SIGKILL)
-        return sentence
+        try:
+            return told(lambda: disturbed(folder / "stopped", do=sent(signal.SIGSTOP)))
+        finally:
+            os.kill(ranks[1], signal.SIGKILL)
 
     scenario("stopped", 2, stopped)
     for kind, environment in (("ddp", {}), ("fsdp", fsdp)):

@@ -5,13 +5,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import ranks
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from test_processes import environment
+
+from pykd.errors import PykdError
+from pykd.training.processes import together
 
 HERE = Path(__file__).parent
 EACH_LOGITS, EACH = [*ranks.LOGITS, "parts", "augmented"], [*ranks.LOGITS, *ranks.WHOLE, "parts", "augmented"]
@@ -86,6 +91,24 @@ def test_process_that_does_not_answer_is_given_up(done: tuple[Path, dict[str, An
         "another process does not answer: end all of them, and continue with --resume",
         signal.SIGKILL,
     ]
+
+
+@pytest.mark.parametrize(
+    "said, told",
+    [
+        ("Application timeout caused pair closure", "another process does not answer: end all of them"),
+        ("[gloo/transport/tcp/pair.cc:538] Connection closed by peer", "another process has died: see what ended it"),
+    ],
+)
+def test_every_word_of_gloo_is_understood(monkeypatch: pytest.MonkeyPatch, said: str, told: str) -> None:
+    """Which of its sentences comes depends on who of its threads is first."""
+
+    def gone() -> None:
+        raise RuntimeError("the store")
+
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", gone)
+    with pytest.raises(PykdError, match=told), together(cast(Accelerator, SimpleNamespace(num_processes=2))):
+        raise RuntimeError(said)
 
 
 @pytest.mark.parametrize("kind, world", [("ddp", 2), ("ddp", 3), ("fsdp", 2)])
