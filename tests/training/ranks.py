@@ -241,7 +241,7 @@ def main(folder: Path) -> None:
     scenario("nan", 2, lambda: told(lambda: disturbed(folder / "nan", do=lambda: torch.nan)))
 
     def stopped() -> str:
-        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=2))
+        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=6))
         ranks: list[Any] = [None, None]
         torch.distributed.all_gather_object(ranks, os.getpid())
         try:
