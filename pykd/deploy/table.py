@@ -406,8 +406,8 @@ def _bars(
 
 
 def _shown(text: str) -> str:
-    """Text of a figure: matplotlib reads mathematics between two dollars."""
-    return _printable(text if len(text) <= 150 else f"{text[:147]}...").replace("$", r"\$")
+    """Text of a figure."""
+    return _printable(text if len(text) <= 150 else f"{text[:147]}...")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -74,7 +74,8 @@ def program():
     """pykd-run, compiled as released."""
     if not CMAKE:
         pytest.skip("cmake is not installed")
-    subprocess.run([CMAKE, "-S", ROOT, "-B", BUILD, "-DPYKD_RUNTIME=ON"], check=True, capture_output=True)
+    archs = f"-DPYKD_CUDA_ARCHS={os.environ.get('PYKD_CUDA_ARCHS', '')}"
+    subprocess.run([CMAKE, "-S", ROOT, "-B", BUILD, "-DPYKD_RUNTIME=ON", archs], check=True, capture_output=True)
     subprocess.run([CMAKE, "--build", BUILD, "-j", "--target", "pykd-run"], check=True, capture_output=True)
     return BUILD / "pykd-run"
 
