@@ -14,6 +14,10 @@ from pykd.cli._app import Assignments, Device, Jobs, Recipe, Threads
 from pykd.config import ConfigError
 from pykd.jobs import at_once
 
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the grid in --out, or the newest one; finished runs stay.")
+]
+
 
 def compare(
     recipe: Annotated[list[str], typer.Argument(help="Packaged recipes or YAML files.")],
@@ -26,9 +30,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs; runs/compare-<recipe>-<time> by default.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the grid in --out, or the newest one; finished runs stay.")
-    ] = False,
+    resume: Resume = False,
     jobs: Jobs = None,
     threads: Threads = 1,
     device: Device = None,
@@ -96,9 +98,7 @@ def reproduce(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs; runs/reproduce-<paper>-<time> by default.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the grid in --out, or the newest one; finished runs stay.")
-    ] = False,
+    resume: Resume = False,
     jobs: Jobs = None,
     threads: Threads = 1,
     device: Device = None,
@@ -112,7 +112,7 @@ def reproduce(
     from pykd.reproduce.experiment import run as run_experiments
 
     if paper != "all":
-        recipes.choose(PAPERS, paper, "paper")
+        recipes.choose({**PAPERS, "all": None}, paper, "paper")
     key = "data.name="
     data = [each.removeprefix(key) for each in assignments or [] if each.startswith(key)]
     run_experiments(
